@@ -1,0 +1,31 @@
+"""The package. What runs together is pinned in launch/env; these are the bounds pip needs to know."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="uatmc-dist",
+    version="0.1.0",
+    description="Distributed adversarial training for multimodal recommenders (UAT-MC)",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["uatmc_dist*"]) + find_packages("kernels"),
+    package_dir={"uatmc_kernels": "kernels/uatmc_kernels"},
+    install_requires=[
+        "torch==2.13.*",
+        "numpy",
+        "pyarrow>=20",
+        "pydantic>=2.11",
+        "typer>=0.15",
+        "rich>=13",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+    ],
+    extras_require={
+        "cpu": ["torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0", "deepspeed==0.19.8"],
+        "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
+        "report": ["matplotlib>=3.9"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["uatmc=uatmc_dist.cli:main"]},
+)
