@@ -1,0 +1,337 @@
+"""Every option: typed, validated, one class per YAML section, a docstring under each field."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from uatmc_dist.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Objective = Literal["sampled", "full_catalog"]
+
+METRIC_KS = (5, 10, 20, 50)
+METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in METRIC_KS)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The VBPR backbone."""
+
+    embedding_dim: Positive = 64
+    """Width d of an item's identity half and of its content half; users carry 2d."""
+    content: bool = True
+    """Use visual and textual content. Off: BPR-MF, identity embeddings alone."""
+    visual_hidden: list[Positive] = [1024, 256]
+    """Hidden widths of the visual projector, each followed by ReLU and LayerNorm."""
+    text_hidden: list[Positive] = [256]
+    """Hidden widths of the textual projector."""
+
+
+class TablesConfig(Section):
+    """TorchRec row-wise sharded embedding tables and their in-backward optimiser."""
+
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "adagrad"
+    """Fused optimiser; runs inside backward, on the rows that the step touched."""
+    lr: Rate = 0.05
+    """Learning rate of the tables."""
+    init_std: Rate = 0.05
+    """Standard deviation of the normal initial rows."""
+
+
+class TrainingConfig(Section):
+    """What both phases share."""
+
+    batch_size: Positive = 2048
+    """User-positive pairs in a global batch, over all ranks."""
+    lr: Rate = 1e-3
+    """Learning rate of the dense parameters (AdamW)."""
+    weight_decay: Weight = 0.0
+    """AdamW weight decay of the dense parameters."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rates of dense parameters and tables fall from their start to zero over a phase."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rates rise linearly from zero at the start of a phase."""
+    reg_weight: Weight = 1.0
+    """Weight of the embedding norms of the batch: (|users| + |items|, Frobenius) / batch size."""
+    exclude_known_positives: bool = False
+    """full_catalog: leave a user's other training items out of the negatives."""
+
+
+class CleanConfig(Section):
+    """Phase 1: everything trains, projectors included."""
+
+    epochs: Count = 100
+    """Passes over the training pairs; 0 leaves the phase out."""
+    objective: Objective = "sampled"
+    """sampled: one uniform negative a pair. full_catalog: every item is a negative."""
+    align_weight: Weight = 1.0
+    """Weight of the symmetric InfoNCE between the visual and textual rows of the batch's items."""
+    patience: Positive | None = 10
+    """Evaluations without improvement before the phase ends; the best weights are kept. null: no early
+    stopping, the last weights are kept."""
+
+
+class AdversarialConfig(Section):
+    """Phase 2: projectors frozen, everything else trains against the adversary."""
+
+    epochs: Count = 0
+    """Passes over the training pairs; 0 leaves the phase out."""
+    objective: Objective = "full_catalog"
+    """As in the clean phase."""
+    adversary: Literal["none", "uat", "uat_mc"] = "uat_mc"
+    """none: no perturbation. uat: every item, both modalities. uat_mc: the same, modalities coordinated."""
+    epsilon: Rate = 0.05
+    """Radius of the ball, as a share of the L2 norm of each projected feature row."""
+    norm: Literal["l2", "linf"] = "l2"
+    """Norm of the ball."""
+    steps: Positive = 1
+    """Ascent steps of the adversary, each projected back into the ball."""
+    adv_weight: Weight = 5.0
+    """Weight of the loss on perturbed items."""
+    adv_align_weight: Weight = 4.0
+    """Lambda: weight of the cosine between the modalities' gradients (uat_mc)."""
+    patience: Positive | None = None
+    """As in the clean phase. The accuracy of a robust model is not best where it is most robust, hence null."""
+
+
+class EngineConfig(Section):
+    """DeepSpeed engine of the dense parameters."""
+
+    zero_stage: Literal[0, 1, 2] = 0
+    """ZeRO stage: 0 replicates, 1 shards optimiser state, 2 shards gradients too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the dense parameters."""
+    gradient_clipping: Weight = 0.0
+    """Largest norm of the dense gradient; 0 does not clip."""
+
+    @model_validator(mode="after")
+    def _bf16_needs_sharded_state(self) -> "EngineConfig":
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("engine.precision bf16 needs engine.zero_stage 1 or 2 (stage 0 takes one step too many)")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Full ranking over all items with the user's training items masked."""
+
+    every_epochs: Positive = 1
+    """Epochs between two evaluations on the valid split."""
+    metric: str = "recall@20"
+    """Metric of early stopping: recall, ndcg, precision or map at 5, 10, 20 or 50."""
+    users_per_batch: Positive = 1024
+    """Users ranked at a time."""
+
+    @model_validator(mode="after")
+    def _metric_exists(self) -> "EvaluationConfig":
+        if self.metric not in METRICS:
+            raise ValueError(f"evaluation.metric {self.metric!r} does not exist{_nearest(self.metric, METRICS)}")
+        return self
+
+
+class AttackConfig(Section):
+    """Promotion attacks, protocol `paper` (ALGORITHM section 6)."""
+
+    epsilons: list[Rate] = [0.025, 0.05, 0.075, 0.1]
+    """Radii of the perturbation, as shares of the L2 norm of the projected feature row."""
+    num_targets: Positive = 100
+    """Random target items a seed, for each stratum (all, cold and popular items)."""
+    seeds: list[int] = list(range(1, 11))
+    """Each seed draws targets and anchor users anew."""
+    anchor_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of the users that the attacker optimises for and is measured on."""
+    k: Positive = 50
+    """Length of the ranking that the target wants to enter."""
+    pgd_steps: Positive = 10
+    """Steps of PGD."""
+
+
+class CheckpointConfig(Section):
+    """Resumable checkpoints, loadable at any world size."""
+
+    every_steps: Positive = 500
+    """Steps between two checkpoints; the end of a phase, Ctrl-C and SIGTERM save one too."""
+    keep: Positive = 2
+    """Newest checkpoints kept; the best one of early stopping is kept besides."""
+
+
+class LoggingConfig(Section):
+    """metrics.jsonl, TensorBoard and the progress line."""
+
+    every_steps: Positive = 10
+    """Steps between two lines of metrics.jsonl."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str
+    """Name of the run; its folder is output_dir/name."""
+    catalog: Path
+    """Folder of the catalog (made by `uatmc data ...`)."""
+    output_dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: Count = 0
+    """Seed of the initial weights, the order of the pairs and the negatives."""
+    start_from: Path | None = None
+    """Run whose final model the adversarial phase starts from; the clean phase is left out."""
+    model: ModelConfig = ModelConfig()
+    """The VBPR backbone."""
+    tables: TablesConfig = TablesConfig()
+    """Sharded embedding tables."""
+    training: TrainingConfig = TrainingConfig()
+    """What both phases share."""
+    clean: CleanConfig = CleanConfig()
+    """Phase 1."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """Phase 2."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Full ranking."""
+    attack: AttackConfig = AttackConfig()
+    """Promotion attacks."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    logging: LoggingConfig = LoggingConfig()
+    """Logs."""
+
+    @model_validator(mode="after")
+    def _phases_make_sense(self) -> "Config":
+        if self.start_from is not None and self.adversarial.epochs == 0:
+            raise ValueError("adversarial.epochs is 0, so start_from would train nothing; set it to at least 1")
+        if self.start_from is None and self.clean.epochs == 0:
+            raise ValueError("clean.epochs is 0 and start_from is not set; set one of them")
+        if not self.model.content and self.adversarial.epochs:
+            raise ValueError("model.content is off, so there is nothing to perturb; set adversarial.epochs=0")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / self.name
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies dotted overrides (`training.lr=3e-4`).
+
+    Raises UserError naming the file or override, the key, and the nearest known key where there is one.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override}: not an override; write section.option=value")
+        _set_dotted(values, key, _yaml_value(override, text), override)
+    return _validated(values, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a YAML configuration, for example configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give the path of a YAML configuration") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no options; a configuration is a mapping such as `name: my-run`")
+    return values
+
+
+def dump_config(config: Config) -> str:
+    """YAML of the resolved configuration, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def iterate_options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, docstring) of every option, in the order of the classes."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from iterate_options(kind, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else yaml.safe_dump(
+                _plain(field.default), default_flow_style=True
+            ).removesuffix("\n...\n").strip()
+            yield f"{prefix}{name}", _type_name(kind), default, " ".join((field.description or "").split())
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _type_name(kind: Any) -> str:
+    text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    text = text.replace("typing.", "").replace("pathlib.", "")
+    while "Annotated[" in text:  # Annotated[int, ...] reads as int
+        start = text.index("Annotated[")
+        depth, end = 1, start + len("Annotated[")
+        comma = None
+        while depth:
+            depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(text[end], 0)
+            if text[end] == "," and depth == 1 and comma is None:
+                comma = end
+            end += 1
+        text = text[:start] + text[start + len("Annotated[") : comma] + text[end:]
+    return text.replace("NoneType", "None")
+
+
+def _yaml_value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not valid YAML; quote it") from None
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *sections, option = key.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{override}: {section} is not a section{_nearest(key, _known_keys())}")
+        values = child
+    values[option] = value
+
+
+def _known_keys() -> list[str]:
+    return [key for key, *_ in iterate_options()]
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """'; did you mean X?', looking at whole dotted keys first and at their last part next."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:
+        last = key.rsplit(".", 1)[-1]
+        by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        close = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.4)]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _validated(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_describe(problem, source) for problem in error.errors())) from None
+
+
+def _describe(problem: Any, source: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        sections = {known.split(".")[0] for known in _known_keys()}
+        return f"{source}: unknown option {key}{_nearest(key, [*_known_keys(), *sorted(sections)])}"
+    if problem["type"] == "missing":
+        return f"{source}: {key} is missing; set it in the file or with {key}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {key}: {message} (given: {problem['input']!r})" if key and problem["type"] != "value_error" else (
+        f"{source}: {message}"
+    )

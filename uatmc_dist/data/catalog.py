@@ -1,0 +1,234 @@
+"""The on-disk catalog: interactions and items in Parquet, feature blocks in memory-mapped Arrow files.
+
+    catalog.json            format, sizes, counts, and for each modality: file, width, dtype, encoder
+    interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
+    items.parquet           item id of the source, title
+    features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uatmc_dist.errors import UserError
+
+FORMAT = "uatmc-catalog"
+VERSION = 1
+SPLITS = ("train", "valid", "test")
+MODALITIES = ("visual", "text")
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass
+class Interactions:
+    """Parallel arrays, one entry an interaction."""
+
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+    splits: np.ndarray
+    """Index into SPLITS."""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+class FeatureFile:
+    """Rows of one modality, memory-mapped; only the rows that are asked for are read."""
+
+    def __init__(self, path: Path, encoder: str) -> None:
+        self.path, self.encoder = path, encoder
+        self._reader = _opened(path, lambda: pa.ipc.open_file(pa.memory_map(str(path))))
+        kind = self._reader.schema.field(0).type
+        self.width: int = kind.list_size
+        self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
+        self._blocks = [self._block(index) for index in range(self._reader.num_record_batches)]
+        self._starts = np.cumsum([0] + [len(block) for block in self._blocks])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _block(self, index: int) -> np.ndarray:
+        values = self._reader.get_batch(index).column(0).values
+        return values.to_numpy(zero_copy_only=True).reshape(-1, self.width)
+
+    def blocks(self) -> Iterable[tuple[int, np.ndarray]]:
+        """(first row, rows) of each block, in the stored dtype, without a copy."""
+        return zip(self._starts[:-1].tolist(), self._blocks, strict=True)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows `ids` as float32 [len(ids), width]; any order, repeats allowed."""
+        out = np.empty((len(ids), self.width), dtype=np.float32)
+        block_of = np.searchsorted(self._starts, ids, side="right") - 1
+        for block in np.unique(block_of):
+            where = block_of == block
+            out[where] = self._blocks[block][ids[where] - self._starts[block]]
+        return out
+
+
+class Catalog:
+    """An opened catalog. Interactions are read at once, features row by row.
+
+    Raises UserError, naming the file and the mend, for a folder that is not a whole catalog.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = _read_meta(path)
+        self.name: str = self.meta["name"]
+        self.num_users: int = self.meta["num_users"]
+        self.num_items: int = self.meta["num_items"]
+        for name, size in self.meta["bytes"].items():
+            file = path / name
+            if not file.exists():
+                raise UserError(f"{file}: missing; make the catalog again")
+            if file.stat().st_size != size:
+                raise UserError(f"{file}: truncated, {file.stat().st_size} of {size} bytes; make the catalog again")
+        self.features = {
+            name: FeatureFile(path / entry["file"], entry["encoder"])
+            for name, entry in self.meta["modalities"].items()
+        }
+
+    def interactions(self) -> Interactions:
+        path = self.path / "interactions.parquet"
+        table = _opened(path, lambda: pq.read_table(path))
+        return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp", "split")))
+
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(users, items) of one split, int64."""
+        everything = self.interactions()
+        chosen = everything.splits == SPLITS.index(name)
+        return everything.users[chosen], everything.items[chosen]
+
+    def titles(self) -> tuple[list[str], list[str]]:
+        """(source ids, titles) of the items."""
+        path = self.path / "items.parquet"
+        table = _opened(path, lambda: pq.read_table(path))
+        return table["source_id"].to_pylist(), table["title"].to_pylist()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / "catalog.json"
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path}: no catalog here (catalog.json is missing); make one with `uatmc data import-mmrec` "
+            "or `uatmc data synthesize`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); make the catalog again") from None
+    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
+        raise UserError(f"{file}: not a {FORMAT} of version {VERSION}; make the catalog again")
+    return meta
+
+
+def _opened(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); make the catalog again") from None
+
+
+class FeatureWriter:
+    """Writes one modality block by block, refusing NaN and Inf with the row's number.
+
+    `source` names what the user gave (a file, say) in messages.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: np.dtype, source: str) -> None:
+        value_type = pa.float16() if dtype == np.float16 else pa.float32()
+        self._schema = pa.schema([pa.field("features", pa.list_(value_type, width))])
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        self._width, self._dtype, self._source = width, dtype, source
+        self.num_rows = 0
+
+    def write(self, rows: np.ndarray) -> None:
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            row = self.num_rows + int(np.argmin(finite))
+            raise UserError(f"{self._source}: row {row} holds NaN or Inf; mend the feature or set the row to zeros")
+        values = pa.array(np.ascontiguousarray(rows, dtype=self._dtype).ravel())
+        column = pa.FixedSizeListArray.from_arrays(values, self._width)
+        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self.num_rows += len(rows)
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+        self._sink.close()
+
+
+def block_rows(width: int, dtype: np.dtype) -> int:
+    """Rows a block, so that a block has about 16 MiB."""
+    return max(1, _BLOCK_BYTES // (width * dtype.itemsize))
+
+
+@dataclass
+class CatalogWriter:
+    """Writes a catalog; catalog.json comes last, so that an interrupted one is never taken for whole.
+
+    Raises UserError where `path` already holds a catalog and `overwrite` is not set.
+    """
+
+    path: Path
+    name: str
+    num_users: int
+    num_items: int
+    overwrite: bool = False
+    _modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file; give the folder to write the catalog into")
+        if (self.path / "catalog.json").exists():
+            if not self.overwrite:
+                raise UserError(f"{self.path}: holds a catalog already; give another folder or --overwrite")
+            (self.path / "catalog.json").unlink()
+        try:
+            (self.path / "features").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another folder") from None
+
+    def features(self, modality: str, width: int, dtype: np.dtype, encoder: str, source: str) -> FeatureWriter:
+        dtype = np.dtype(np.float16 if dtype == np.float16 else np.float32)
+        file = f"features/{modality}.arrow"
+        self._modalities[modality] = {"file": file, "width": width, "dtype": dtype.name, "encoder": encoder}
+        return FeatureWriter(self.path / file, width, dtype, source)
+
+    def finish(self, interactions: Interactions, source_ids: list[str], titles: list[str], notes: dict[str, int]) -> None:
+        """Writes interactions and items, then catalog.json. `notes` are counts worth keeping (cold users, ...)."""
+        counts = {name: int((interactions.splits == index).sum()) for index, name in enumerate(SPLITS)}
+        columns = {
+            "user": interactions.users.astype(np.int64),
+            "item": interactions.items.astype(np.int64),
+            "timestamp": interactions.timestamps.astype(np.int64),
+            "split": interactions.splits.astype(np.int8),
+        }
+        pq.write_table(pa.table(columns), self.path / "interactions.parquet")
+        pq.write_table(pa.table({"source_id": source_ids, "title": titles}), self.path / "items.parquet")
+        files = ["interactions.parquet", "items.parquet", *(entry["file"] for entry in self._modalities.values())]
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "num_interactions": counts,
+            "modalities": self._modalities,
+            "notes": notes,
+            "bytes": {name: (self.path / name).stat().st_size for name in files},
+        }
+        temporary = self.path / ".catalog.json"
+        temporary.write_text(json.dumps(meta, indent=2), encoding="utf-8")
+        temporary.replace(self.path / "catalog.json")

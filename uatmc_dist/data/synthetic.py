@@ -1,0 +1,164 @@
+"""The embedded default: a planted-taste catalog of any size.
+
+Each item has a latent [shared | visual-only | textual-only]. The shared part comes from its cluster, the
+other two are its own, so that the modalities can disagree about an item. Photos show shared + visual-only,
+texts show shared + textual-only, each mixed with a style that no user cares about. A user prefers a few
+clusters and, among a cluster's items (drawn by a long-tailed popularity), those that fit a taste in both
+single-modality parts.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from uatmc_dist.data.catalog import CatalogWriter, Interactions, block_rows
+from uatmc_dist.errors import UserError
+
+_SHARED, _SINGLE, _STYLE = 16, 8, 8
+_ITEMS_PER_CLUSTER = 40
+_CLUSTERS_PER_USER = 3
+_CANDIDATES = 6
+_MIN_DEGREE = 5
+_CHUNK = 1 << 16
+_ENCODER = "planted-taste"
+
+
+def synthesize(
+    out: Path,
+    *,
+    users: int,
+    items: int,
+    interactions: int,
+    visual_dim: int,
+    text_dim: int,
+    seed: int,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes a planted-taste catalog. Memory grows with items x 32 and with interactions, not with the features.
+
+    `progress(done, total)` is told of the feature rows written.
+    Raises UserError where the sizes cannot be met.
+    """
+    for name, value in (("users", users), ("items", items), ("visual-dim", visual_dim), ("text-dim", text_dim)):
+        if value < 1:
+            raise UserError(f"--{name} {value}: at least 1 is needed")
+    if interactions < _MIN_DEGREE * users:
+        raise UserError(f"--interactions {interactions}: at least {_MIN_DEGREE * users} for {users} users (5 each)")
+    if interactions > users * items // 4:
+        raise UserError(
+            f"--interactions {interactions}: at most a quarter of users x items ({users * items // 4}); "
+            "raise --users or --items"
+        )
+    writer = CatalogWriter(out, out.name, users, items, overwrite)
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 0)))
+    num_clusters = max(2, items // _ITEMS_PER_CLUSTER)
+    cluster_of = np.sort(rng.integers(num_clusters, size=items))
+    centres = rng.standard_normal((num_clusters, _SHARED), dtype=np.float32)
+    visual_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
+    text_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
+
+    drawn = _draw_interactions(rng, users, items, interactions, cluster_of, num_clusters, visual_only, text_only)
+    total = 2 * items
+    for index, (modality, width, single) in enumerate(
+        (("visual", visual_dim, visual_only), ("text", text_dim, text_only))
+    ):
+        mixing = np.random.default_rng((seed, 1, index)).standard_normal(
+            (_SHARED + _SINGLE + _STYLE, width), dtype=np.float32
+        ) / np.sqrt(_SHARED + _SINGLE + _STYLE, dtype=np.float32)
+        dtype = np.dtype(np.float16)
+        with writer.features(modality, width, dtype, _ENCODER, modality) as feature_writer:
+            for start in range(0, items, block_rows(width, dtype)):
+                rows = slice(start, min(items, start + block_rows(width, dtype)))
+                noise = np.random.default_rng((seed, 2, index, start))
+                count = rows.stop - rows.start
+                style = noise.standard_normal((count, _STYLE), dtype=np.float32)
+                latent = np.concatenate([centres[cluster_of[rows]], single[rows], style], axis=1)
+                feature_writer.write(latent @ mixing + 0.3 * noise.standard_normal((count, width), dtype=np.float32))
+                progress(index * items + rows.stop, total)
+    ids = [str(item) for item in range(items)]
+    writer.finish(drawn, ids, [f"item {item} of cluster {cluster_of[item]}" for item in range(items)], {})
+
+
+def _draw_interactions(
+    rng: np.random.Generator,
+    users: int,
+    items: int,
+    interactions: int,
+    cluster_of: np.ndarray,
+    num_clusters: int,
+    visual_only: np.ndarray,
+    text_only: np.ndarray,
+) -> Interactions:
+    popularity = rng.permutation((np.arange(items) + 10.0) ** -0.8)
+    cumulative = np.concatenate([[0.0], popularity.cumsum()])
+    first = np.searchsorted(cluster_of, np.arange(num_clusters + 1))
+    filled = np.flatnonzero(np.diff(first))
+    favourites = filled[rng.integers(len(filled), size=(users, _CLUSTERS_PER_USER))]
+    taste = rng.standard_normal((users, 2 * _SINGLE), dtype=np.float32)
+
+    degree = _degrees(rng, users, items, interactions)
+    pairs = np.empty(0, dtype=np.int64)
+    for attempt in range(50):
+        missing = degree - np.bincount(pairs // items, minlength=users)
+        wanting = np.repeat(np.arange(users), missing)
+        if not len(wanting):
+            break
+        # A user whose favourite clusters are used up goes on in the whole catalog.
+        found = [
+            _choose(
+                rng, wanting[start : start + _CHUNK], favourites, taste, first, cumulative, visual_only, text_only,
+                anywhere=attempt >= 8,
+            )
+            for start in range(0, len(wanting), _CHUNK)
+        ]
+        pairs = np.unique(np.concatenate([pairs, wanting * items + np.concatenate(found)]))
+    pairs = rng.permutation(pairs)
+    pairs = pairs[np.argsort(pairs // items, kind="stable")]
+    user_of = pairs // items
+    degree = np.bincount(user_of, minlength=users)
+    rank = np.arange(len(pairs)) - np.repeat(degree.cumsum() - degree, degree)
+    return Interactions(user_of, pairs % items, 86400 * rank, _splits(rank, degree[user_of]))
+
+
+def _degrees(rng: np.random.Generator, users: int, items: int, interactions: int) -> np.ndarray:
+    """Long-tailed numbers of interactions, at least five a user, that add up."""
+    extra = rng.lognormal(0.0, 1.0, size=users)
+    share = np.floor(extra / extra.sum() * (interactions - _MIN_DEGREE * users)).astype(np.int64)
+    degree = np.minimum(_MIN_DEGREE + share, max(items // 2, 1))
+    while (rest := interactions - int(degree.sum())) > 0:
+        open_users = np.flatnonzero(degree < items)
+        degree[rng.permutation(open_users)[:rest]] += 1
+    return degree
+
+
+def _choose(
+    rng: np.random.Generator,
+    wanting: np.ndarray,
+    favourites: np.ndarray,
+    taste: np.ndarray,
+    first: np.ndarray,
+    cumulative: np.ndarray,
+    visual_only: np.ndarray,
+    text_only: np.ndarray,
+    anywhere: bool,
+) -> np.ndarray:
+    """One item for each wanting user: a few candidates by popularity, the one that fits the taste best."""
+    cluster = favourites[wanting, rng.integers(_CLUSTERS_PER_USER, size=len(wanting))]
+    lo, hi = first[cluster], first[cluster + 1]
+    if anywhere:
+        lo, hi = np.zeros_like(lo), np.full_like(hi, len(cumulative) - 1)
+    mass = cumulative[lo][:, None] + rng.random((len(wanting), _CANDIDATES)) * (cumulative[hi] - cumulative[lo])[:, None]
+    candidates = np.clip(np.searchsorted(cumulative, mass, side="right") - 1, lo[:, None], hi[:, None] - 1)
+    fit = np.einsum("ud,ucd->uc", taste[wanting, :_SINGLE], visual_only[candidates])
+    fit += np.einsum("ud,ucd->uc", taste[wanting, _SINGLE:], text_only[candidates])
+    fit += rng.gumbel(scale=2.0, size=fit.shape)
+    return candidates[np.arange(len(wanting)), fit.argmax(axis=1)]
+
+
+def _splits(rank: np.ndarray, degree: np.ndarray) -> np.ndarray:
+    """The field's rule: the last two are valid and test below ten interactions, else 80/10/10."""
+    held_out = np.where(degree < 10, 1, degree // 10)
+    from_end = degree - 1 - rank
+    return np.where(from_end < held_out, 2, np.where(from_end < 2 * held_out, 1, 0)).astype(np.int8)
