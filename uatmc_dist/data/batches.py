@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from uatmc_dist.seeding import generator
+
 _MAX_REDRAWS = 64
 
 
@@ -76,23 +78,18 @@ class Sampler:
     def batch(self, epoch: int, index: int) -> Batch:
         chosen = self._epoch_order(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         users_B, positives_B = self._users[chosen], self._items[chosen]
-        return Batch(users_B, positives_B, self._negatives(users_B, _generator(self._seed, epoch, index + 1)))
+        return Batch(users_B, positives_B, self._negatives(users_B, generator(self._seed, epoch, index + 1)))
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, torch.randperm(self.num_pairs, generator=_generator(self._seed, epoch, 0)))
+            self._order = (epoch, torch.randperm(self.num_pairs, generator=generator(self._seed, epoch, 0)))
         return self._order[1]
 
-    def _negatives(self, users_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        negatives_B = torch.randint(self._num_items, users_B.shape, generator=generator)
+    def _negatives(self, users_B: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+        negatives_B = torch.randint(self._num_items, users_B.shape, generator=draws)
         for _ in range(_MAX_REDRAWS):  # bounded: a user may have bought everything
             redraw = self._known.contains(users_B, negatives_B).nonzero().squeeze(1)
             if not len(redraw):
                 break
-            negatives_B[redraw] = torch.randint(self._num_items, redraw.shape, generator=generator)
+            negatives_B[redraw] = torch.randint(self._num_items, redraw.shape, generator=draws)
         return negatives_B
-
-
-def _generator(*words: int) -> torch.Generator:
-    """A generator whose state depends on all words, well mixed (numpy's SeedSequence)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))

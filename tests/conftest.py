@@ -1,0 +1,60 @@
+"""Fixtures that several rooms share: a tiny catalog, a configuration for it, and torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.synthetic import synthesize
+
+ROOT = Path(__file__).parent.parent
+
+TINY = {
+    "name": "tiny",
+    "model": {"embedding_dim": 8, "visual_hidden": [16, 12], "text_hidden": [12]},
+    "tables": {"lr": 0.1},
+    "training": {"batch_size": 128, "lr": 0.01},
+    "clean": {"epochs": 1},
+    "evaluation": {"users_per_batch": 100},
+    "logging": {"every_steps": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_catalog(tmp_path_factory) -> Path:
+    """230 users, 203 items (not divisible by 2 or 4), features of widths 20 and 12."""
+    path = tmp_path_factory.mktemp("catalog") / "tiny"
+    synthesize(path, users=230, items=203, interactions=1600, visual_dim=20, text_dim=12, seed=3)
+    Catalog(path)
+    return path
+
+
+@pytest.fixture
+def write_config(tmp_path, tiny_catalog):
+    """Writes a YAML of TINY with changes by section; returns its path."""
+
+    def write(**sections) -> Path:
+        values = {**TINY, "catalog": str(tiny_catalog), "output_dir": str(tmp_path / "runs")}
+        for name, change in sections.items():
+            values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+        path = tmp_path / f"{values['name']}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def torchrun(ranks: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
+    """Runs a script of this repository on gloo ranks; returns what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

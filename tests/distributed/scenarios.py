@@ -1,0 +1,52 @@
+"""Run by torchrun from test_ranks.py: trains every scenario and writes what it saw to a JSON file."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from uatmc_dist.config import load_config
+from uatmc_dist.parallel import process_group
+from uatmc_dist.trainer import Trainer
+
+SCENARIOS = {
+    "sampled/none": ["clean.objective=sampled", "adversarial.objective=sampled", "adversarial.adversary=none"],
+    "sampled/uat": ["clean.objective=sampled", "adversarial.objective=sampled", "adversarial.adversary=uat"],
+    "sampled/uat_mc": ["clean.objective=sampled", "adversarial.objective=sampled", "engine.zero_stage=1"],
+    "full/none": ["clean.objective=full_catalog", "adversarial.adversary=none", "engine.zero_stage=2"],
+    "full/uat": ["clean.objective=full_catalog", "adversarial.adversary=uat", "engine.gradient_clipping=0.01"],
+    "full/uat_mc": ["clean.objective=full_catalog", "tables.optimizer=rowwise_adagrad"],
+    "full/uat_mc/known": ["clean.objective=full_catalog", "training.exclude_known_positives=true"],
+    "full/uat_mc/steps": ["adversarial.steps=3", "adversarial.norm=linf", "training.lr_schedule=cosine"],
+    "sampled/uat_mc/steps": ["adversarial.objective=sampled", "adversarial.steps=2"],
+    "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=2"],
+    "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
+}
+"""Overrides of the base configuration, whose adversarial phase lasts two epochs."""
+
+
+def main(config_path: str, out: str) -> None:
+    world = process_group.join()
+    seen = {}
+    for name, overrides in SCENARIOS.items():
+        run = f"{name.replace('/', '-')}-{world.size}"
+        config = load_config(Path(config_path), [f"name={run}", *overrides])
+        trainer = Trainer(config, world)
+        trainer.fit()
+        dist.barrier()
+        lines = [json.loads(line) for line in trainer.run.metrics.read_text().splitlines()]
+        terms = [
+            {key: line[key] for key in ("loss", "bpr", "bpr_adversarial", "regularisation", "alignment") if key in line}
+            for line in lines
+            if "loss" in line
+        ]
+        valid = [line for line in lines if "loss" not in line]
+        seen[name] = {"losses": terms, "valid": valid, "test": trainer.evaluate("test")}
+    if world.is_first:
+        Path(out).write_text(json.dumps(seen))
+    process_group.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

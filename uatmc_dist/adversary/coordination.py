@@ -1,0 +1,132 @@
+"""J(delta) and its ascent step: untargeted, on every item, coordinated over the modalities (ALGORITHM section 4).
+
+    J(delta) = L(delta) + lambda mean_j cos(dL/ddelta^v_j, dL/ddelta^t_j)
+
+`closed_form` is for linear fusion and needs no graph; `general_form` differentiates twice and serves any
+map from (v, t) to the loss. Both run on any number of ranks: losses are partial, rows are this rank's.
+
+    n  active items of this rank    N  items of the catalog    d  width of a projected row
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from uatmc_kernels import coordinate, perturb
+
+from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.data.batches import Batch
+from uatmc_dist.models.objectives import Objective
+from uatmc_dist.parallel.item_parallel import ActiveRows
+
+Deltas = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class AscentRule:
+    """How far and along what the adversary climbs."""
+
+    budget: Budget
+    num_steps: int
+    adv_align_weight: float
+    """Lambda; 0 leaves coordination out (UAT)."""
+    num_items: int
+    """N, the divisor of the mean cosine."""
+
+    @property
+    def step(self) -> float:
+        """Length of one step, in radii: a single step reaches the surface, several overlap by a quarter."""
+        return min(1.0, 1.25 / self.num_steps)
+
+
+@dataclass(frozen=True)
+class LinearView:
+    """What the adversary sees of the model at one step: detached tensors and the objective."""
+
+    objective: Objective
+    batch: Batch
+    rows: ActiveRows
+    users_BK: torch.Tensor
+    identity_nd: torch.Tensor
+    v_nd: torch.Tensor
+    t_nd: torch.Tensor
+    w_v: torch.Tensor
+    w_t: torch.Tensor
+    bias: torch.Tensor
+
+    def items(self, delta_v: torch.Tensor | float = 0.0, delta_t: torch.Tensor | float = 0.0) -> torch.Tensor:
+        content_nd = (self.v_nd + delta_v) @ self.w_v.T + (self.t_nd + delta_t) @ self.w_t.T + self.bias
+        return torch.cat([self.identity_nd, content_nd], dim=1)
+
+    def content_gradient(self, items_nK: torch.Tensor) -> torch.Tensor:
+        """g = dL/dc, complete on this rank; no parameter is touched."""
+        leaf = items_nK.detach().requires_grad_()
+        loss = self.objective.loss(self.users_BK, leaf, self.batch, self.rows)
+        return torch.autograd.grad(loss, leaf)[0][:, self.identity_nd.shape[1] :]
+
+    def content_hvp(self, items_nK: torch.Tensor, tangent_nd: torch.Tensor) -> torch.Tensor:
+        return self.objective.content_hvp(self.users_BK, items_nK, self.batch, self.rows, tangent_nd)
+
+
+def closed_form(view: LinearView, rule: AscentRule, clean_gradient_nd: torch.Tensor) -> Deltas:
+    """delta* by section 4.1: the gradient g is replaced by g + lambda HVP(omega).
+
+    `clean_gradient_nd` is g at delta = 0, a by-product of the clean pass.
+    """
+    gradient_nd, items_nK = clean_gradient_nd.contiguous(), view.items()
+    budget = rule.budget
+    deltas: Deltas | None = None
+    for _ in range(rule.num_steps):
+        if deltas is not None:
+            items_nK = view.items(*deltas)
+            gradient_nd = view.content_gradient(items_nK).contiguous()
+        direction_nd = _coordinated(view, rule, items_nK, gradient_nd)
+        if deltas is None:
+            radius = rule.step * budget.epsilon
+            deltas = perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+        else:
+            deltas = (
+                budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, rule.step),
+                budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, rule.step),
+            )
+    assert deltas is not None
+    return deltas
+
+
+def _coordinated(
+    view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor
+) -> torch.Tensor:
+    if rule.adv_align_weight == 0:
+        return gradient_nd
+    _, omega_nd = coordinate(gradient_nd, view.w_v, view.w_t)
+    omega_nd *= len(omega_nd) / rule.num_items  # the mean is over the catalog, not over the rows that are here
+    return torch.add(gradient_nd, view.content_hvp(items_nK, omega_nd), alpha=rule.adv_align_weight)
+
+
+def general_form(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], v_nd: torch.Tensor, t_nd: torch.Tensor, rule: AscentRule
+) -> Deltas:
+    """delta* by automatic double differentiation (section 4.2), for any `loss(v, t)` that is twice differentiable.
+
+    `loss` is this rank's partial; `v_nd`, `t_nd` are this rank's rows. No parameter's gradient is touched.
+    """
+    deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
+    for _ in range(rule.num_steps):
+        leaves = [delta.detach().requires_grad_() for delta in deltas]
+        objective = loss(v_nd.detach() + leaves[0], t_nd.detach() + leaves[1])
+        coordinated = rule.adv_align_weight != 0
+        gradients = torch.autograd.grad(objective, leaves, create_graph=coordinated)
+        if coordinated:
+            alignment = _sum_of_cosines(*gradients) / rule.num_items
+            gradients = torch.autograd.grad(objective + rule.adv_align_weight * alignment, leaves)
+        deltas = (
+            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, rule.step),
+            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, rule.step),
+        )
+    return deltas
+
+
+def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
+    """Rows with a zero gradient have no direction and are left out."""
+    kept = ((visual_nd != 0).any(dim=1) & (text_nd != 0).any(dim=1)).nonzero().squeeze(1)
+    return torch.nn.functional.cosine_similarity(visual_nd[kept], text_nd[kept], dim=1, eps=0.0).sum()

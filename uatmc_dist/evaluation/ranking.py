@@ -1,0 +1,76 @@
+"""Full ranking over all items with the user's training items masked; streaming, never U x N.
+
+    B  users ranked at a time    k  length of the ranking    n  items of this rank
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from uatmc_kernels import topk_all_items
+
+from uatmc_dist.config import METRIC_KS
+from uatmc_dist.data.batches import KnownPositives
+from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
+
+UserRows = Callable[[torch.Tensor], torch.Tensor]
+
+
+def rank_split(
+    user_rows: UserRows,
+    items_nK: torch.Tensor,
+    block: ItemBlock,
+    known: KnownPositives,
+    split: tuple[np.ndarray, np.ndarray],
+    num_users: int,
+    users_per_batch: int,
+) -> dict[str, float]:
+    """Recall, NDCG, precision and MAP at 5, 10, 20 and 50, as means over the users of the split.
+
+    user_rows   global user ids [B] -> embeddings [B, K] on every rank
+    items_nK    this rank's block of item embeddings
+    known       training items, masked
+
+    Scores are computed in float64 and compared in float32 with ties broken by item, so that the figures are
+    the same on any number of ranks. Collective.
+    """
+    relevant = KnownPositives(*split, num_users, block.num_items)
+    users = torch.from_numpy(np.unique(split[0]))
+    items_nK = items_nK.double()
+    k = max(METRIC_KS)
+    totals: dict[str, torch.Tensor] = {}
+    for start in range(0, len(users), users_per_batch):
+        users_B = users[start : start + users_per_batch]
+        seen = known.within(users_B, block.lo, block.hi)
+        seen = (seen[0].to(items_nK.device), seen[1].to(items_nK.device))
+        scores_Bk, ids_Bk = topk_all_items(user_rows(users_B).double(), items_nK, k, seen=seen)
+        ids_Bk = torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1)
+        scores_Bk, ids_Bk = merge_topk(scores_Bk.cpu(), ids_Bk.cpu())
+        hits_Bk = relevant.contains(users_B[:, None].expand_as(ids_Bk).reshape(-1), ids_Bk.reshape(-1))
+        hits_Bk = hits_Bk.view_as(ids_Bk) & (ids_Bk >= 0)
+        for name, values_B in metrics_of_hits(hits_Bk, relevant.num_items_of(users_B)).items():
+            totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + values_B.sum()
+    return {name: float(total) / len(users) for name, total in totals.items()}
+
+
+def metrics_of_hits(hits_Bk: torch.Tensor, num_relevant_B: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Per-user metrics from the ranked hits; definitions as in MMRec.
+
+    recall@k: hits / relevant. precision@k: hits / k. ndcg@k: DCG over the DCG of min(relevant, k) hits on top.
+    map@k: precision at each hit, summed, over min(relevant, k).
+    """
+    hits_Bk = hits_Bk.double()
+    positions_k = torch.arange(1, hits_Bk.shape[1] + 1, dtype=torch.float64)
+    discounts_k = 1 / torch.log2(positions_k + 1)
+    num_hits_Bk = hits_Bk.cumsum(1)
+    gains_Bk = (hits_Bk * discounts_k).cumsum(1)
+    ideal_k = discounts_k.cumsum(0)
+    precisions_Bk = (hits_Bk * num_hits_Bk / positions_k).cumsum(1)
+    metrics = {}
+    for k in METRIC_KS:
+        reachable_B = num_relevant_B.clamp(max=k)
+        metrics[f"recall@{k}"] = num_hits_Bk[:, k - 1] / num_relevant_B
+        metrics[f"ndcg@{k}"] = gains_Bk[:, k - 1] / ideal_k[reachable_B - 1]
+        metrics[f"precision@{k}"] = num_hits_Bk[:, k - 1] / k
+        metrics[f"map@{k}"] = precisions_Bk[:, k - 1] / reachable_B
+    return metrics

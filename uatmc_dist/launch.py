@@ -1,0 +1,68 @@
+"""Command line of train.py: configuration, overrides, --help with every option; then the trainer."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uatmc_dist.config import iterate_options, load_config
+from uatmc_dist.errors import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _options_help() -> str:
+    """Every option with its type, default and docstring (\\b keeps the lines as they are)."""
+    lines = []
+    for key, kind, default, text in iterate_options():
+        lines += [f"  {key}  ({kind}, default {default})", f"      {text}"]
+    return "Options of the configuration, each also an override:\n\n\b\n" + "\n".join(lines)
+
+
+@app.command(epilog=_options_help())
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, see configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="option=value, e.g. training.lr=3e-4")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of that name and start anew.")] = False,
+) -> None:
+    """Trains a recommender, alone or under torchrun. An interrupted run goes on with the same command."""
+    exit_code = 0
+    try:
+        exit_code = _train(config, overrides or [], overwrite)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        exit_code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise typer.Exit(exit_code)
+
+
+def _train(path: Path, overrides: list[str], overwrite: bool) -> int:
+    config = load_config(path, overrides)
+    # What torch says to the authors of TorchRec, not to our users.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds.
+    from uatmc_dist.parallel import process_group
+    from uatmc_dist.trainer import Interrupted, Trainer
+
+    world = process_group.join()
+    try:
+        # A rank that torchrun started again goes on; it must not delete what the first attempt did.
+        Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    finally:
+        process_group.leave()
+    if world.is_first:
+        print(f"done: {config.run_dir}\nnext: uatmc evaluate {config.run_dir}    uatmc attack {config.run_dir}")
+    return 0
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,90 @@
+"""What rank 0 tells while training: metrics.jsonl, TensorBoard, and a progress line with pairs/s and ETA."""
+
+import json
+import resource
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_LINE_SECONDS = 10.0
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard. What lies beyond the step that the run goes on from is dropped,
+    so that an interrupted run leaves the same lines as an undisturbed one."""
+
+    def __init__(self, metrics: Path, tensorboard: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed on one rank only
+
+        if metrics.exists():
+            kept = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= first_step]
+            metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = metrics.open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(tensorboard), purge_step=first_step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{line['phase']}/{name}", value, line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the last line of a killed run may be cut
+        return float("inf")
+
+
+class TrainingProgress:
+    """A bar on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, phase: str, total_steps: int, first_step: int) -> None:
+        self._phase, self._total, self._first = phase, total_steps, first_step
+        self._console = Console()
+        self._started = self._told = time.monotonic()
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task(phase, total=total_steps, completed=first_step, status="")
+            self._bar.start()
+
+    def step(self, done: int, status: str) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, status=status)
+        elif now - self._told >= _PLAIN_LINE_SECONDS:
+            self._told = now
+            left = (now - self._started) / max(done - self._first, 1) * (self._total - done)
+            print(f"{self._phase}: step {done}/{self._total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True)
+
+    def say(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of the device where it is a GPU, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,125 @@
+"""The two BPR objectives over item blocks: sampled (paper) and full catalog (ALGORITHM section 2).
+
+An objective says which items a step touches, returns this rank's partial loss, and knows the product of its
+Hessian in the content rows with a direction (section 4.1).
+
+    B  pairs of the global batch    n  active items of this rank    K = 2d, [identity | content]
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
+
+from uatmc_dist.data.batches import Batch, KnownPositives
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, scores_at, sum_over_ranks
+
+
+class Objective(Protocol):
+    def rows(self, batch: Batch) -> ActiveRows: ...
+
+    def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
+        """The item lists of the batch whose embedding norms are regularised."""
+        ...
+
+    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+        """This rank's partial of the global loss; differentiable twice."""
+        ...
+
+    def content_hvp(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows n of d2L/dc2 . tangent, complete on this rank. Collective, no graph."""
+        ...
+
+
+def _content(rows_nK: torch.Tensor, tangent_nd: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    width = rows_nK.shape[1]
+    columns = slice(width - tangent_nd.shape[1], width)
+    return rows_nK[:, columns], columns
+
+
+class FullCatalog:
+    """Every item is a negative of every pair."""
+
+    def __init__(self, block: ItemBlock, known: KnownPositives, exclude_known_positives: bool) -> None:
+        self._block, self._known, self._exclude = block, known, exclude_known_positives
+        self._rows = ActiveRows(torch.arange(block.lo, block.hi))
+
+    def rows(self, batch: Batch) -> ActiveRows:
+        return self._rows
+
+    def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
+        return [batch.positives_B]
+
+    def _seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return self._known.within(batch.users_B, self._block.lo, self._block.hi) if self._exclude else None
+
+    def _num_terms(self, batch: Batch) -> int:
+        if not self._exclude:
+            return len(batch) * (self._block.num_items - 1)
+        return int((self._block.num_items - self._known.num_items_of(batch.users_B)).sum())
+
+    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+        index_B = rows.index_of(batch.positives_B)
+        positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
+        loss_B = bpr_all_items(users_BK, items_nK, positive_B, index_B, seen=self._seen(batch))
+        return loss_B.sum() / self._num_terms(batch)
+
+    @torch.no_grad()
+    def content_hvp(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
+    ) -> torch.Tensor:
+        content_Bd, columns = _content(users_BK, tangent_nd)
+        index_B = rows.index_of(batch.positives_B)
+        shares = torch.stack(
+            [scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)]
+        )
+        positive_B, tangent_positive_B = sum_over_ranks(shares)
+        hvp_nd, row_sums_B = bpr_all_items_hvp(
+            users_BK, items_nK, positive_B, index_B, tangent_nd, tangent_positive_B, columns, seen=self._seen(batch)
+        )
+        row_sums_B = sum_over_ranks(row_sums_B)
+        mine = (index_B >= 0).nonzero().squeeze(1)
+        hvp_nd.index_add_(0, index_B[mine], row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
+        return hvp_nd.div_(self._num_terms(batch))
+
+
+class Sampled:
+    """One uniform negative a pair: only the rows of the batch are touched."""
+
+    def __init__(self, block: ItemBlock) -> None:
+        self._block = block
+
+    def rows(self, batch: Batch) -> ActiveRows:
+        touched = torch.unique(torch.cat([batch.positives_B, batch.negatives_B]))
+        return ActiveRows(touched[(touched >= self._block.lo) & (touched < self._block.hi)])
+
+    def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
+        return [batch.positives_B, batch.negatives_B]
+
+    def _differences(self, users: torch.Tensor, rows_n: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+        """<user, positive row> - <user, negative row>, complete on every rank."""
+        positive_B = scores_at(users, rows_n, rows.index_of(batch.positives_B))
+        return sum_over_ranks(positive_B - scores_at(users, rows_n, rows.index_of(batch.negatives_B)))
+
+    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+        margins_B = self._differences(users_BK, items_nK, batch, rows)
+        # Every rank knows all margins; each takes its own share of the pairs into the loss.
+        return F.softplus(-margins_B[batch_slice(len(batch))]).sum() / len(batch)
+
+    @torch.no_grad()
+    def content_hvp(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
+    ) -> torch.Tensor:
+        content_Bd, _ = _content(users_BK, tangent_nd)
+        sigma_B = torch.sigmoid(self._differences(users_BK, items_nK, batch, rows))
+        change_B = self._differences(content_Bd, tangent_nd, batch, rows)
+        pull_Bd = (sigma_B * (1 - sigma_B) * change_B / len(batch))[:, None] * content_Bd
+        hvp_nd = torch.zeros_like(tangent_nd)
+        for items_B, sign in ((batch.positives_B, 1), (batch.negatives_B, -1)):
+            index_B = rows.index_of(items_B)
+            mine = (index_B >= 0).nonzero().squeeze(1)
+            hvp_nd.index_add_(0, index_B[mine], pull_Bd[mine], alpha=sign)
+        return hvp_nd

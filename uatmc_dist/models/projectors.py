@@ -1,0 +1,51 @@
+"""Projectors of raw features, and the linear fusion of their outputs (ALGORITHM sections 1 and 2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Projector(nn.Sequential):
+    """MLP width -> hidden... -> d; ReLU, then LayerNorm, after each hidden layer."""
+
+    def __init__(self, width: int, hidden: list[int], dim: int) -> None:
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.ReLU(), nn.LayerNorm(size)]
+            width = size
+        super().__init__(*layers, nn.Linear(width, dim))
+
+
+class ContentModel(nn.Module):
+    """The dense part of VBPR: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
+
+    Inputs may be float32 while the parameters are bfloat16; outputs are float32.
+    """
+
+    def __init__(self, visual_width: int, text_width: int, visual_hidden: list[int], text_hidden: list[int], dim: int):
+        super().__init__()
+        self.visual = Projector(visual_width, visual_hidden, dim)
+        self.text = Projector(text_width, text_hidden, dim)
+        self.w_v = nn.Parameter(torch.empty(dim, dim))
+        self.w_t = nn.Parameter(torch.empty(dim, dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.xavier_uniform_(self.w_v)
+        nn.init.xavier_uniform_(self.w_t)
+        # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
+        self.log_temperature = nn.Parameter(torch.full((1,), 0.1).log())
+
+    def freeze_projectors(self) -> None:
+        """What the adversarial phase trains is the fusion alone."""
+        for parameter in (*self.visual.parameters(), *self.text.parameters(), self.log_temperature):
+            parameter.requires_grad_(False)
+
+    def project(self, visual_raw: torch.Tensor, text_raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw rows [n, D_v], [n, D_t] to unit rows v, t [n, d]."""
+        dtype = self.w_v.dtype
+        visual, text = self.visual(visual_raw.to(dtype)), self.text(text_raw.to(dtype))
+        return F.normalize(visual.float(), dim=1), F.normalize(text.float(), dim=1)
+
+    def fuse(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
+        dtype = self.w_v.dtype
+        content_nd = F.linear(v_nd.to(dtype), self.w_v, self.bias) + F.linear(t_nd.to(dtype), self.w_t)
+        return content_nd.float()

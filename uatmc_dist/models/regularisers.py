@@ -1,0 +1,50 @@
+"""The loss terms beside BPR: embedding norms, and InfoNCE between the modalities (ALGORITHM section 2)."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from uatmc_dist.data.batches import Batch
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, sum_over_ranks
+
+
+def embedding_norms(
+    users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
+) -> torch.Tensor:
+    """This rank's partial of |users| + sum over item lists of |rows|, Frobenius norms over the global batch
+    (an item counts as often as it occurs)."""
+    row_squares_n = identity_nd.square().sum(1)
+    squares = [users_mK.square().sum()]
+    for items_B in item_lists:
+        index_B = rows.index_of(items_B)
+        squares.append(row_squares_n[index_B[index_B >= 0]].sum())
+    norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return norms.sum() / dist.get_world_size()
+
+
+def contrastive(
+    v_nd: torch.Tensor,
+    t_nd: torch.Tensor,
+    log_temperature: torch.Tensor,
+    batch: Batch,
+    rows: ActiveRows,
+    block: ItemBlock,
+) -> torch.Tensor:
+    """This rank's partial of the symmetric InfoNCE between v and t over the distinct positives of the batch.
+
+    Rank r scores its own M_r items against all M: M_r x M numbers, whatever the size of the catalog.
+    """
+    items_M = torch.unique(batch.positives_B)
+    counts_R = torch.bincount(items_M // block.size, minlength=block.world_size).tolist()
+    first = sum(counts_R[: block.rank])
+    own_m = slice(first, first + counts_R[block.rank])
+    index_m = rows.index_of(items_M[own_m])
+    v_md, t_md = v_nd[index_m], t_nd[index_m]
+    both_Md = gather_rows(torch.cat([v_md, t_md], dim=1), counts_R)
+    v_Md, t_Md = both_Md.split(v_nd.shape[1], dim=1)
+    target_m = torch.arange(own_m.start, own_m.stop, device=v_nd.device)
+    scale = log_temperature.float().neg().exp()
+    both_ways = F.cross_entropy(v_md @ t_Md.T * scale, target_m, reduction="sum") + F.cross_entropy(
+        t_md @ v_Md.T * scale, target_m, reduction="sum"
+    )
+    return both_ways / (2 * len(items_M))

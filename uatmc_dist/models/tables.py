@@ -1,0 +1,97 @@
+"""TorchRec row-wise sharded embedding tables with in-backward fused optimisers."""
+
+import zlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.shard import shard
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+from torchrec.distributed.types import ShardingEnv
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from uatmc_dist.config import TablesConfig
+from uatmc_dist.parallel.item_parallel import ItemBlock
+from uatmc_dist.seeding import generator
+
+_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+}
+_INIT_ROWS = 1 << 16
+
+
+class ShardedTable:
+    """One embedding table; rank r holds the rows of its `ItemBlock`. One lookup a step: two would run the
+    optimiser twice."""
+
+    def __init__(self, name: str, num_rows: int, dim: int, config: TablesConfig, device: torch.device) -> None:
+        self.name, self.dim = name, dim
+        self.block = ItemBlock(num_rows, dist.get_rank(), dist.get_world_size())
+        self._device, self._lr = device, config.lr
+        collection = EmbeddingCollection(
+            tables=[EmbeddingConfig(name=name, embedding_dim=dim, num_embeddings=num_rows, feature_names=[name])],
+            device=torch.device("meta"),
+        )
+        world_size = dist.get_world_size()
+        fused: dict[str, Any] = {"optimizer": _OPTIMIZERS[config.optimizer], "learning_rate": config.lr}
+        if config.optimizer != "sgd":
+            fused["eps"] = 1e-8
+        sharder = EmbeddingCollectionSharder(fused_params=fused)
+        plan = construct_module_sharding_plan(
+            collection,
+            {name: row_wise(compute_kernel="fused")},
+            sharder=sharder,
+            local_size=world_size,
+            world_size=world_size,
+            device_type=device.type,
+        )
+        env = ShardingEnv.from_process_group(dist.group.WORLD)
+        self._sharded = shard(collection, plan, env=env, device=device, sharder=sharder)
+
+    @property
+    def local_weight(self) -> torch.Tensor:
+        """This rank's rows, sharing storage with the table."""
+        return self._sharded.embeddings[self.name].weight.detach()
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of these ids, wherever they live. Collective; the optimiser runs in the backward pass."""
+        # TorchRec needs a sample even from a rank without ids: one of length zero.
+        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
+        features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
+        return self._sharded(features)[self.name].values()
+
+    def initialise(self, seed: int, std: float) -> None:
+        """Normal rows that depend on (seed, row) and not on the world size."""
+        for start in range(self.block.lo // _INIT_ROWS * _INIT_ROWS, self.block.hi, _INIT_ROWS):
+            draws = generator(seed, zlib.crc32(self.name.encode()), start)
+            rows = torch.randn(_INIT_ROWS, self.dim, generator=draws) * std
+            lo, hi = max(start, self.block.lo), min(start + _INIT_ROWS, self.block.hi)
+            self.local_weight[lo - self.block.lo : hi - self.block.lo] = rows[lo - start : hi - start]
+
+    def set_lr(self, lr: float) -> None:
+        if lr == self._lr:
+            return
+        self._lr = lr
+        for group in self._sharded.fused_optimizer.param_groups:
+            group["lr"] = lr
+        self._sharded.fused_optimizer.zero_grad()  # hands the new rate to the fused kernel
+
+    def weights(self) -> dict[str, Any]:
+        """Sharded tensors by global name, for a distributed checkpoint."""
+        return self._sharded.state_dict()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return self._sharded.fused_optimizer.state_dict()["state"]
+
+    def load(self, weights: dict[str, Any], optimizer_state: dict[str, Any] | None) -> None:
+        self._sharded.load_state_dict(weights)
+        if optimizer_state is not None:
+            whole = self._sharded.fused_optimizer.state_dict()
+            whole["state"] = optimizer_state
+            self._sharded.fused_optimizer.load_state_dict(whole)

@@ -1,0 +1,135 @@
+"""The trained model on disk (`model/` of a run): safetensors and the configuration; loads on one CPU.
+
+    model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense parameter
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from uatmc_dist.config import Config, dump_config, load_config
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.models.projectors import ContentModel
+
+FILE = "model.safetensors"
+_PROJECTED_AT_ONCE = 4096
+
+
+def save_model(
+    folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]
+) -> None:
+    """Collective: `tables` holds each rank's rows of users and items, which rank 0 gathers and writes."""
+    gathered = {name: _gather_on_first(rows) for name, rows in tables.items()}
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        tensors = {**gathered, **{f"dense.{name}": weight.cpu().contiguous() for name, weight in dense.items()}}
+        save_file(tensors, folder / f".{FILE}")
+        (folder / f".{FILE}").replace(folder / FILE)
+    dist.barrier()
+
+
+def _gather_on_first(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks, in rank order, on rank 0; one rank after the other."""
+    rows = rows.cpu().contiguous()
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)]))
+    if dist.get_rank() != 0:
+        if len(rows):
+            dist.send(rows, dst=0)
+        return rows
+    parts = [rows]
+    for rank, size in enumerate(sizes[1:], start=1):
+        part = rows.new_empty((int(size), rows.shape[1]))
+        if len(part):
+            dist.recv(part, src=rank)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+class ModelFile:
+    """A saved model, read piece by piece: a rank takes only its own rows.
+
+    Raises UserError for a run without a whole model.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "model" / FILE
+        if not self.path.exists():
+            raise UserError(f"{run}: no trained model here (model/{FILE} is missing); finish the training run first")
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.path}: truncated or damaged ({error}); train the run again") from None
+        self.config = load_config(run / "model" / "config.yaml")
+
+    def rows(self, table: str, lo: int, hi: int) -> torch.Tensor:
+        return self._file.get_slice(table)[lo:hi]
+
+    def num_rows(self, table: str) -> int:
+        return self._file.get_slice(table).get_shape()[0]
+
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        prefix = "dense."
+        return {key.removeprefix(prefix): self._file.get_tensor(key) for key in self._file.keys() if key.startswith(prefix)}
+
+    def check_fits(self, catalog: Catalog) -> None:
+        """UserError where the catalog is not of the sizes that the model was trained on."""
+        for table, count in (("user", catalog.num_users), ("item", catalog.num_items)):
+            if self.num_rows(table) != count:
+                raise UserError(
+                    f"{self.path}: {self.num_rows(table)} {table}s, but the catalog {catalog.path} has {count}; "
+                    "give the catalog that the model was trained on"
+                )
+        weights = self.dense_weights()
+        for modality in ("visual", "text") if weights else ():
+            width = weights[f"{modality}.0.weight"].shape[1]
+            if width != catalog.features[modality].width:
+                raise UserError(
+                    f"{self.path}: made for {modality} features of width {width}, but the catalog {catalog.path} "
+                    f"has {catalog.features[modality].width}; give the catalog that the model was trained on"
+                )
+
+
+class TrainedModel:
+    """A trained model in memory, whole, on one CPU.
+
+    users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`.
+    """
+
+    def __init__(self, run: Path, catalog: Catalog) -> None:
+        file = ModelFile(run)
+        file.check_fits(catalog)
+        self.config = file.config
+        self.users_UK = file.rows("user", 0, catalog.num_users)
+        self.identity_Nd = file.rows("item", 0, catalog.num_items)
+        self.dense: ContentModel | None = None
+        weights = file.dense_weights()
+        if weights:
+            model = self.config.model
+            widths = (catalog.features["visual"].width, catalog.features["text"].width)
+            self.dense = ContentModel(*widths, model.visual_hidden, model.text_hidden, model.embedding_dim)
+            self.dense.load_state_dict(weights)
+            self.dense.requires_grad_(False)
+            self.v_Nd, self.t_Nd = self._project(catalog)
+
+    def _project(self, catalog: Catalog) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.dense is not None
+        parts = []
+        for start in range(0, catalog.num_items, _PROJECTED_AT_ONCE):
+            ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, catalog.num_items))
+            raw = [torch.from_numpy(catalog.features[name].rows(ids)) for name in ("visual", "text")]
+            parts.append(self.dense.project(*raw))
+        v_parts, t_parts = zip(*parts, strict=True)
+        return torch.cat(v_parts), torch.cat(t_parts)
+
+    def items(self) -> torch.Tensor:
+        """Item embeddings [N, K]."""
+        if self.dense is None:
+            return self.identity_Nd
+        return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)

@@ -1,0 +1,121 @@
+"""The VBPR backbone for training: sharded tables, projectors and fusion, raw features by the row.
+
+    n  rows of this rank    d  embedding_dim    K  2d with content, d without
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from uatmc_dist.config import Config
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.models.tables import ShardedTable
+from uatmc_dist.parallel.engine import DenseEngine
+from uatmc_dist.parallel.process_group import World
+
+PhaseName = Literal["clean", "adversarial"]
+_PROJECTED_AT_ONCE = 4096
+
+
+def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
+    """Same initial weights for the same seed, on any rank."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ContentModel(
+            catalog.features["visual"].width,
+            catalog.features["text"].width,
+            model.visual_hidden,
+            model.text_hidden,
+            model.embedding_dim,
+        )
+
+
+class VBPR:
+    """The model of one phase, with fresh optimisers.
+
+    `dense_weights` (float32, by parameter name) replaces the seeded initial ones; the tables are seeded and
+    may be loaded afterwards. In the adversarial phase the projectors are frozen, this rank's items are
+    projected once, here, and no raw feature is read again.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        config: Config,
+        world: World,
+        phase: PhaseName,
+        dense_weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._catalog, self._device = catalog, world.device
+        self.has_content = config.model.content
+        dim = config.model.embedding_dim
+        width = 2 * dim if self.has_content else dim
+        self.users = ShardedTable("user", catalog.num_users, width, config.tables, world.device)
+        self.items = ShardedTable("item", catalog.num_items, dim, config.tables, world.device)
+        for table in self.tables:
+            table.initialise(config.seed, config.tables.init_std)
+        self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._frozen: dict[str, torch.Tensor] = {}
+        self._dense: ContentModel | None = None
+        module: torch.nn.Module = torch.nn.Module()
+        if self.has_content:
+            self._dense = module = build_content_model(config, catalog)
+            if dense_weights is not None:
+                self._dense.load_state_dict(dense_weights)
+            self._dense.to(world.device)
+            if phase == "adversarial":
+                self._dense.freeze_projectors()
+                self._projected = self._project_block()
+                self._frozen = {
+                    name: p.detach().cpu().clone() for name, p in self._dense.named_parameters() if not p.requires_grad
+                }
+        self.engine = DenseEngine(module, config.training, config.engine, world)
+
+    @property
+    def tables(self) -> tuple[ShardedTable, ShardedTable]:
+        return self.users, self.items
+
+    @property
+    def dense(self) -> ContentModel:
+        assert self._dense is not None
+        return self._dense
+
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        """float32 weights of projectors and fusion, frozen ones included. Collective."""
+        return {**self._frozen, **self.engine.weights()}
+
+    def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected rows v, t [n, d] of these items of this rank's block."""
+        if self._projected is None:
+            return self.dense.project(self._raw("visual", ids_n.numpy()), self._raw("text", ids_n.numpy()))
+        v_nd, t_nd = self._projected
+        if len(ids_n) == len(v_nd):
+            return v_nd, t_nd
+        index_n = (ids_n - self.items.block.lo).to(self._device)
+        return v_nd[index_n], t_nd[index_n]
+
+    @torch.no_grad()
+    def local_items(self) -> torch.Tensor:
+        """Embeddings [n, K] of this rank's whole block, for ranking."""
+        identity = self.items.local_weight
+        if not self.has_content:
+            return identity
+        v_nd, t_nd = self._projected or self._project_block()
+        return torch.cat([identity, self.dense.fuse(v_nd, t_nd)], dim=1)
+
+    @torch.no_grad()
+    def _project_block(self) -> tuple[torch.Tensor, torch.Tensor]:
+        block = self.items.block
+        starts = range(block.lo, max(block.hi, block.lo + 1), _PROJECTED_AT_ONCE)
+        parts = []
+        for start in starts:
+            ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, block.hi))
+            parts.append(self.dense.project(self._raw("visual", ids), self._raw("text", ids)))
+        v_parts, t_parts = zip(*parts, strict=True)
+        return torch.cat(v_parts), torch.cat(t_parts)
+
+    def _raw(self, modality: str, ids: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self._catalog.features[modality].rows(ids)).to(self._device)

@@ -1,0 +1,148 @@
+"""Item parallelism: the only file that knows collectives for the score passes.
+
+Rank r of R owns a contiguous block of items. The users of a batch are gathered on every rank, each rank
+scores them against its own block, and only vectors of B or B x K numbers travel. Every rank's loss is a
+PARTIAL of the global one: the backward of each collective sums over ranks accordingly, and each backward is
+itself a collective with a backward, so that second derivatives are right too.
+
+    B  pairs of the global batch    n  active items of this rank    K  width of an embedding    R  ranks
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class ItemBlock:
+    """The items [lo, hi) of one rank, by TorchRec's row-wise rule; the last blocks may be short or empty."""
+
+    num_items: int
+    rank: int
+    world_size: int
+
+    @property
+    def size(self) -> int:
+        return -(-self.num_items // self.world_size)
+
+    @property
+    def lo(self) -> int:
+        return min(self.rank * self.size, self.num_items)
+
+    @property
+    def hi(self) -> int:
+        return min((self.rank + 1) * self.size, self.num_items)
+
+
+@dataclass(frozen=True)
+class ActiveRows:
+    """The items of this rank's block that a step touches."""
+
+    ids_n: torch.Tensor
+    """Ascending global item ids."""
+
+    def index_of(self, items_B: torch.Tensor) -> torch.Tensor:
+        """Position of each item among the active rows; -1 where it is not here."""
+        if not len(self.ids_n):
+            return torch.full_like(items_B, -1)
+        position_B = torch.searchsorted(self.ids_n, items_B).clamp(max=len(self.ids_n) - 1)
+        return torch.where(self.ids_n[position_B] == items_B, position_B, -1)
+
+
+def batch_slice(batch_size: int) -> slice:
+    """This rank's share of a global batch; the last ranks' may be short or empty."""
+    share = -(-batch_size // dist.get_world_size())
+    start = min(dist.get_rank() * share, batch_size)
+    return slice(start, min(start + share, batch_size))
+
+
+def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks; differentiable, to any order."""
+    return partial if dist.get_world_size() == 1 else _SumRanks.apply(partial)
+
+
+def gather_users(rows_mK: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Each rank's `batch_slice` of user rows to all B rows on every rank; differentiable."""
+    if dist.get_world_size() == 1:
+        return rows_mK
+    share = -(-batch_size // dist.get_world_size())
+    return _gather_padded(rows_mK, share)[:batch_size]
+
+
+def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
+    """Rows of all ranks, in rank order; rank r gives counts_R[r] of them. Differentiable."""
+    if len(counts_R) == 1:
+        return rows_n
+    share = max(max(counts_R), 1)
+    gathered = _gather_padded(rows_n, share)
+    kept = torch.cat([torch.arange(count) + rank * share for rank, count in enumerate(counts_R)])
+    return gathered[kept.to(rows_n.device)]
+
+
+def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+    """This rank's share of <user b, row index_B[b]>: zero where the index is -1. Sum over ranks for all."""
+    mine = (index_B >= 0).nonzero().squeeze(1)
+    scores = (users_BK[mine] * rows_nK[index_B[mine]]).sum(1)
+    return users_BK.new_zeros(len(users_BK)).index_put((mine,), scores)
+
+
+def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best k of all ranks' best k, given global ids; ties stay ordered by item, as blocks ascend with the rank."""
+    ranks, k = dist.get_world_size(), scores_Bk.shape[1]
+    if ranks == 1:
+        return scores_Bk, ids_Bk
+    all_scores = [torch.empty_like(scores_Bk) for _ in range(ranks)]
+    all_ids = [torch.empty_like(ids_Bk) for _ in range(ranks)]
+    dist.all_gather(all_scores, scores_Bk.contiguous())
+    dist.all_gather(all_ids, ids_Bk.contiguous())
+    scores, order = torch.cat(all_scores, dim=1).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], torch.cat(all_ids, dim=1).gather(1, order[:, :k])
+
+
+def _gather_padded(rows_n: torch.Tensor, share: int) -> torch.Tensor:
+    return _GatherRows.apply(F.pad(rows_n, (0, 0, 0, share - len(rows_n))))
+
+
+class _SumRanks(torch.autograd.Function):
+    """all-reduce; its consumers are partial losses, so its backward is an all-reduce too."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        total = partial.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _SumRanks.apply(gradient)
+
+
+class _GatherRows(torch.autograd.Function):
+    """all-gather of equal row blocks, in rank order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _ReduceScatterRows.apply(gradient)
+
+
+class _ReduceScatterRows(torch.autograd.Function):
+    """Sum over ranks, of which each keeps its own block of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        kept = rows.new_empty((rows.shape[0] // dist.get_world_size(), *rows.shape[1:]))
+        dist.reduce_scatter_tensor(kept, rows.contiguous())
+        return kept
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _GatherRows.apply(gradient)

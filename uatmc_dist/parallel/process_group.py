@@ -1,0 +1,60 @@
+"""Joining the ranks of a run: one process alone, torchrun on one machine, or SLURM through torchrun."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def join() -> World:
+    """Initialises the default process group: gloo for CPU tensors, NCCL for CUDA ones. Without torchrun: one rank."""
+    cuda = torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        # DeepSpeed reads these even where the group exists already.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return World(0, 1, device)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    # All attempts of torchrun --max-restarts share one store: without a prefix of its own, a restarted rank
+    # may read the address of a dead peer.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=rank, world_size=size)
+    return World(rank, size, device)
+
+
+def is_first_attempt() -> bool:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+
+
+def any_rank(flag: int) -> int:
+    """The largest flag of all ranks, on the CPU group: no device is waited for."""
+    if dist.get_world_size() == 1:
+        return flag
+    flags = torch.tensor([flag])
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return int(flags)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,116 @@
+"""The folder of a run: the files it leaves behind, and whether a command may write into it.
+
+    config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
+    evaluation.json  attack.json
+"""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from uatmc_dist.config import Config, dump_config, read_yaml
+from uatmc_dist.errors import UserError
+
+_RECORDED_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "triton", "pyarrow", "numpy")
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.metrics = path / "metrics.jsonl"
+        self._config = path / "config.yaml"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.model / "model.safetensors").exists()
+
+    def check(self, config: Config, overwrite: bool) -> None:
+        """UserError where the command would overwrite a finished run, or go on with other options."""
+        if overwrite or not self.path.exists():
+            return
+        if self.is_finished:
+            raise UserError(f"{self.path}: this run is finished; give another name=... or --overwrite")
+        if self._config.exists():
+            before, now = _flat(read_yaml(self._config)), _flat(config.model_dump(mode="json"))
+            changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+            if changed:
+                first = changed[0]
+                raise UserError(
+                    f"{self.path}: an unfinished run with other options ({', '.join(changed)}; {first} was "
+                    f"{before.get(first)}, is {now.get(first)}); repeat its command, give another name=... or --overwrite"
+                )
+        elif any(self.path.iterdir()):
+            raise UserError(f"{self.path}: not empty and not a run; give another name=... or output_dir=...")
+
+    def prepare(self, config: Config, environment: dict[str, Any], overwrite: bool) -> None:
+        """Makes the folder and writes config.yaml and environment.json (rank 0)."""
+        if overwrite and self._config.exists():
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another output_dir=...") from None
+        self._config.write_text(dump_config(config), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
+
+    def write_json(self, name: str, values: dict[str, Any]) -> Path:
+        path = self.path / name
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error}); make it again") from None
+
+
+def opened_run(path: Path) -> RunFolder:
+    """The folder of a run that exists. UserError otherwise."""
+    run = RunFolder(path)
+    if not (path / "config.yaml").exists():
+        raise UserError(f"{path}: not a run (config.yaml is missing); give the folder that training wrote")
+    return run
+
+
+def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "device": device,
+        "machine": platform.machine(),
+        "world_size": world_size,
+        "git_commit": _git_commit(),
+        "seed": seed,
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,367 @@
+"""The training loop: two phases, any number of ranks, exact resumption.
+
+Each rank owns a block of items and a slice of the batch's users. What a step computes is this rank's partial
+of every loss term; the sum over ranks is the loss.
+
+    B  pairs of the global batch    n  active items of this rank    d  embedding_dim    K  width of an embedding
+"""
+
+import signal
+import time
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import Any
+
+import torch
+
+from uatmc_dist import runs
+from uatmc_dist.adversary.coordination import LinearView, closed_form
+from uatmc_dist.adversary.defenses import ascent_rule
+from uatmc_dist.config import AdversarialConfig, CleanConfig, Config
+from uatmc_dist.data.batches import Batch, KnownPositives, Sampler
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.ranking import rank_split
+from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
+from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
+from uatmc_dist.models.regularisers import contrastive, embedding_norms
+from uatmc_dist.models.trained import ModelFile, save_model
+from uatmc_dist.models.vbpr import VBPR, PhaseName, build_content_model
+from uatmc_dist.parallel.checkpoint import Checkpoints
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
+from uatmc_dist.parallel.process_group import World, any_rank
+from uatmc_dist.schedule import learning_rate_factor
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after a checkpoint was saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands; with the configuration it says which pair comes next."""
+
+    phase: PhaseName
+    step: int = 0
+    """Steps taken in the whole run."""
+    phase_start: int = 0
+    """Step at which the phase began."""
+    epoch: int = 0
+    """Epoch of the phase, from 0."""
+    batch: int = 0
+    """Next batch of the epoch."""
+    best_metric: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+
+
+class Trainer:
+    def __init__(self, config: Config, world: World, overwrite: bool = False) -> None:
+        self.config, self.world = config, world
+        self.catalog = Catalog(config.catalog)
+        if config.model.content and not set(self.catalog.features) >= {"visual", "text"}:
+            raise UserError(f"{config.catalog}: a modality is missing; import both, or set model.content=false")
+        self.run = runs.RunFolder(config.run_dir)
+        self.run.check(config, overwrite)
+        self._start_from = None if config.start_from is None else ModelFile(config.start_from)
+        if self._start_from is not None:
+            self._start_from.check_fits(self.catalog)
+            if self._start_from.config.model != config.model:
+                raise UserError(f"{config.start_from}: its model options differ from this run's; make them equal")
+        any_rank(0)  # every rank has looked at the folder before the first one writes into it
+        if world.is_first:
+            environment = runs.environment(str(world.device), world.size, config.seed)
+            self.run.prepare(config, environment, overwrite)
+        any_rank(0)
+        self.checkpoints = Checkpoints(self.run.checkpoints, config.checkpoint.keep)
+        self.block = ItemBlock(self.catalog.num_items, world.rank, world.size)
+        self.known = KnownPositives(*self.catalog.split("train"), self.catalog.num_users, self.catalog.num_items)
+        self._stop_signal = 0
+        self._log: MetricsLog | None = None
+
+    def fit(self) -> None:
+        """Trains what is left of the run, then writes model/. Raises Interrupted, or UserError for a loss that
+        is not finite, each after saving a checkpoint."""
+        self._watch_signals()
+        latest = self.checkpoints.latest()
+        if latest is None:
+            first: PhaseName = "clean" if self._start_from is None else "adversarial"
+            self._begin(Position(first))
+        else:
+            self._resume(latest)
+        try:
+            self._run_phase()
+            if self.position.phase == "clean" and self.config.adversarial.epochs:
+                self._begin_adversarial()
+                self._run_phase()
+        finally:
+            if self._log is not None:
+                self._log.close()
+        tables = {table.name: table.local_weight for table in self.model.tables}
+        save_model(self.run.model, self.config, tables, self.model.dense_weights())
+
+    # One step
+
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimiser step on one global batch; returns this rank's partial of each loss term."""
+        mine = batch_slice(len(batch))
+        rows = self.objective.rows(batch)
+        users_mK = self.model.users.lookup(batch.users_B[mine])
+        users_BK = gather_users(users_mK, len(batch))
+        identity_nd = self.model.items.lookup(rows.ids_n)
+        items_nK, terms = identity_nd, {}
+        if self.model.has_content:
+            v_nd, t_nd = self.model.modalities(rows.ids_n)
+            content_nd = self.model.dense.fuse(v_nd, t_nd)
+            items_nK = torch.cat([identity_nd, content_nd], dim=1)
+        terms["bpr"] = self.objective.loss(users_BK, items_nK, batch, rows)
+        if self.rule is not None:
+            (gradient_nd,) = torch.autograd.grad(terms["bpr"], content_nd, retain_graph=True)
+            view = self._adversary_view(batch, rows, users_BK, identity_nd, v_nd, t_nd)
+            delta_v, delta_t = closed_form(view, self.rule, gradient_nd)
+            perturbed_nd = self.model.dense.fuse(v_nd + delta_v, t_nd + delta_t)
+            perturbed_nK = torch.cat([identity_nd, perturbed_nd], dim=1)
+            adversarial = self.objective.loss(users_BK, perturbed_nK, batch, rows)
+            terms["bpr_adversarial"] = self.config.adversarial.adv_weight * adversarial
+        norms = embedding_norms(users_mK, identity_nd, self.objective.ranked_items(batch), rows)
+        terms["regularisation"] = self.config.training.reg_weight / len(batch) * norms
+        if self.align_weight and self.model.has_content:
+            alignment = contrastive(v_nd, t_nd, self.model.dense.log_temperature, batch, rows, self.block)
+            terms["alignment"] = self.align_weight * alignment
+        self._refuse_non_finite(terms)
+        self.model.engine.backward(torch.stack(list(terms.values())).sum())
+        self.model.engine.step()
+        return terms
+
+    def _adversary_view(
+        self,
+        batch: Batch,
+        rows: ActiveRows,
+        users_BK: torch.Tensor,
+        identity_nd: torch.Tensor,
+        v_nd: torch.Tensor,
+        t_nd: torch.Tensor,
+    ) -> LinearView:
+        dense = self.model.dense
+        return LinearView(
+            self.objective,
+            batch,
+            rows,
+            users_BK.detach(),
+            identity_nd.detach(),
+            v_nd,
+            t_nd,
+            dense.w_v.detach().float(),
+            dense.w_t.detach().float(),
+            dense.bias.detach().float(),
+        )
+
+    # Phases
+
+    @property
+    def phase(self) -> CleanConfig | AdversarialConfig:
+        return self.config.clean if self.position.phase == "clean" else self.config.adversarial
+
+    def _begin(self, position: Position) -> None:
+        """The first phase of a run: seeded weights, or those of `start_from`."""
+        source = self._start_from
+        self._build(position, None if source is None else source.dense_weights())
+        if source is not None:
+            for table in self.model.tables:
+                table.local_weight.copy_(source.rows(table.name, table.block.lo, table.block.hi))
+        self._save()
+
+    def _begin_adversarial(self) -> None:
+        """From the clean weights, with fresh optimisers."""
+        clean = self.model
+        self._build(Position("adversarial", self.position.step, self.position.step), clean.dense_weights())
+        for table, trained in zip(self.model.tables, clean.tables, strict=True):
+            table.local_weight.copy_(trained.local_weight)
+        self._save()
+
+    def _resume(self, checkpoint: Any) -> None:
+        position = Position(**self.checkpoints.position(checkpoint))
+        dense_weights = None
+        if self.config.model.content:
+            like = dict(build_content_model(self.config, self.catalog).named_parameters())
+            dense_weights = self.checkpoints.load_dense_weights(checkpoint, like)
+        self._build(position, dense_weights)
+        self.checkpoints.load(self.model, checkpoint)
+        self._say(f"going on from {checkpoint}: {position.phase} phase, epoch {position.epoch}, batch {position.batch}")
+
+    def _build(self, position: Position, dense_weights: dict[str, torch.Tensor] | None) -> None:
+        """Model, objective, adversary and sampler of the phase that `position` is in."""
+        self.position = position
+        adversarial = self.config.adversarial
+        self.model = VBPR(self.catalog, self.config, self.world, position.phase, dense_weights)
+        self.objective: Objective
+        if self.phase.objective == "full_catalog":
+            exclude = self.config.training.exclude_known_positives
+            self.objective = FullCatalog(self.block, self.known, exclude)
+        else:
+            self.objective = Sampled(self.block)
+        in_adversarial = position.phase == "adversarial"
+        self.rule = ascent_rule(adversarial, self.catalog.num_items) if in_adversarial else None
+        self.align_weight = 0.0 if in_adversarial else self.config.clean.align_weight
+        users, items = self.catalog.split("train")
+        seed = 2 * self.config.seed + in_adversarial  # the phases see the pairs in different orders
+        batch_size = self.config.training.batch_size
+        self.sampler = Sampler(users, items, self.known, self.catalog.num_items, batch_size, seed)
+        if self.world.is_first and self._log is None:
+            self._log = MetricsLog(self.run.metrics, self.run.tensorboard, position.step)
+
+    def _run_phase(self) -> None:
+        total = self.phase.epochs * self.sampler.batches_per_epoch
+        done = self.position.step - self.position.phase_start
+        self.progress = TrainingProgress(self.position.phase, total, done) if self.world.is_first else None
+        self._since, self._since_step = time.monotonic(), self.position.step
+        try:
+            while self.position.epoch < self.phase.epochs and not self._out_of_patience():
+                self._set_learning_rates(self.position.step - self.position.phase_start, total)
+                batch = self.sampler.batch(self.position.epoch, self.position.batch)
+                terms = self.train_step(batch)
+                self._advance()
+                self._report(terms)
+                if self.position.batch == 0 and self.position.epoch % self.config.evaluation.every_epochs == 0:
+                    self._evaluate()
+                self._checkpoint_and_stop()
+        finally:
+            if self.progress is not None:
+                self.progress.close()
+        if self.phase.patience is not None and self.position.best_step is not None:
+            self.checkpoints.load_weights(self.model, self.checkpoints.at_step(self.position.best_step))
+
+    def _advance(self) -> None:
+        position = replace(self.position, step=self.position.step + 1, batch=self.position.batch + 1)
+        if position.batch == self.sampler.batches_per_epoch:
+            position = replace(position, epoch=position.epoch + 1, batch=0)
+        self.position = position
+
+    def _out_of_patience(self) -> bool:
+        return self.phase.patience is not None and self.position.bad_evaluations >= self.phase.patience
+
+    def _set_learning_rates(self, step: int, total: int) -> None:
+        factor = learning_rate_factor(self.config.training, step, total)
+        self.model.engine.set_lr(self.config.training.lr * factor)
+        for table in self.model.tables:
+            table.set_lr(self.config.tables.lr * factor)
+        self._lr = self.config.training.lr * factor
+
+    # Evaluation, logs, checkpoints
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Full ranking with the current weights; the same on every rank."""
+        return rank_split(
+            self._user_rows,
+            self.model.local_items(),
+            self.block,
+            self.known,
+            self.catalog.split(split),
+            self.catalog.num_users,
+            self.config.evaluation.users_per_batch,
+        )
+
+    @torch.no_grad()
+    def _user_rows(self, users_B: torch.Tensor) -> torch.Tensor:
+        return gather_users(self.model.users.lookup(users_B[batch_slice(len(users_B))]), len(users_B))
+
+    def _evaluate(self) -> None:
+        metrics = self.evaluate("valid")
+        value, position = metrics[self.config.evaluation.metric], self.position
+        improved = position.best_metric is None or value > position.best_metric
+        if improved:
+            self.position = replace(position, best_metric=value, best_step=position.step, bad_evaluations=0)
+        else:
+            self.position = replace(position, bad_evaluations=position.bad_evaluations + 1)
+        if self._log is not None:
+            head = {"step": position.step, "epoch": position.epoch, "phase": position.phase}
+            self._log.write({**head, **{f"valid/{name}": metric for name, metric in metrics.items()}})
+        mark = "  (best)" if improved else ""
+        name = self.config.evaluation.metric
+        self._say(f"{position.phase} epoch {position.epoch}/{self.phase.epochs}: valid {name} {value:.4f}{mark}")
+        if improved and self.phase.patience is not None:
+            self._save()
+        self._since, self._since_step = time.monotonic(), position.step
+
+    def _logs_now(self, step: int) -> bool:
+        return step % self.config.logging.every_steps == 0
+
+    def _report(self, terms: dict[str, torch.Tensor]) -> None:
+        """Every few steps: the loss terms summed over ranks. The only place that waits for the device."""
+        position = self.position
+        if not self._logs_now(position.step):
+            return
+        summed = sum_over_ranks(torch.stack([term.detach().double() for term in terms.values()])).tolist()
+        if self._log is None or self.progress is None:
+            return
+        now = time.monotonic()
+        step_s = (now - self._since) / max(position.step - self._since_step, 1)
+        self._since, self._since_step = now, position.step
+        loss = sum(summed)
+        pairs_per_s = self.config.training.batch_size / step_s
+        self._log.write(
+            {
+                "step": position.step,
+                "epoch": position.epoch,
+                "phase": position.phase,
+                "loss": loss,
+                **dict(zip(terms, summed, strict=True)),
+                "lr": self._lr,
+                "pairs_per_s": pairs_per_s,
+                "step_s": step_s,
+                "peak_memory_bytes": peak_memory_bytes(self.world.device),
+            }
+        )
+        self.progress.step(position.step - position.phase_start, f"loss {loss:.4f}  {pairs_per_s:,.0f} pairs/s")
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.model, asdict(self.position), self.position.best_step)
+
+    def _checkpoint_and_stop(self) -> None:
+        stop = any_rank(self._stop_signal)
+        is_saved = self.checkpoints.at_step(self.position.step).exists()
+        if (stop or self.position.step % self.config.checkpoint.every_steps == 0) and not is_saved:
+            self._save()
+        if stop:
+            self._say(f"interrupted at step {self.position.step}; the same command goes on from there")
+            raise Interrupted(stop)
+
+    def _watch_signals(self) -> None:
+        def remember(signum: int, frame: FrameType | None) -> None:
+            self._stop_signal = signum
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, remember)
+
+    def _refuse_non_finite(self, terms: dict[str, torch.Tensor]) -> None:
+        """Before the update, so that the weights are still good. On a GPU only on logging steps: it waits."""
+        position = self.position
+        if self.world.device.type == "cuda" and not self._logs_now(position.step + 1):
+            return
+        finite = torch.stack([term.detach() for term in terms.values()]).isfinite().tolist()
+        bad = any_rank(len(terms) - finite.index(False) if False in finite else 0)
+        if not bad:
+            return
+        term = list(terms)[len(terms) - bad]
+        weights = [*(table.local_weight for table in self.model.tables), *self.model.dense_weights().values()]
+        spoilt = any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights)))
+        if not spoilt:
+            self._save()
+        raise UserError(
+            f"step {position.step + 1}, {position.phase} phase: the loss term {term} is NaN or Inf; the last good "
+            f"checkpoint is {self.checkpoints.latest()}; lower training.lr or tables.lr, or look at the catalog "
+            "with `uatmc data describe`"
+        )
+
+    def _say(self, message: str) -> None:
+        if not self.world.is_first:
+            return
+        progress = getattr(self, "progress", None)
+        if progress is None:
+            print(message, flush=True)
+        else:
+            progress.say(message)
