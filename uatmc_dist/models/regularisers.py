@@ -1,11 +1,10 @@
 """The loss terms beside BPR: embedding norms, and InfoNCE between the modalities (ALGORITHM section 2)."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, num_ranks, sum_over_ranks
 
 
 def embedding_norms(
@@ -19,7 +18,7 @@ def embedding_norms(
         index_B = rows.index_of(items_B)
         squares.append(row_squares_n[index_B[index_B >= 0]].sum())
     norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    return norms.sum() / dist.get_world_size()
+    return norms.sum() / num_ranks()
 
 
 def contrastive(

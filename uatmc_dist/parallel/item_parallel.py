@@ -16,6 +16,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 
+def num_ranks() -> int:
+    """1 where no process group was joined: evaluation of a trained model needs none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 @dataclass(frozen=True)
 class ItemBlock:
     """The items [lo, hi) of one rank, by TorchRec's row-wise rule; the last blocks may be short or empty."""
@@ -54,21 +59,22 @@ class ActiveRows:
 
 def batch_slice(batch_size: int) -> slice:
     """This rank's share of a global batch; the last ranks' may be short or empty."""
-    share = -(-batch_size // dist.get_world_size())
-    start = min(dist.get_rank() * share, batch_size)
+    share = -(-batch_size // num_ranks())
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    start = min(rank * share, batch_size)
     return slice(start, min(start + share, batch_size))
 
 
 def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
     """Sum over ranks; differentiable, to any order."""
-    return partial if dist.get_world_size() == 1 else _SumRanks.apply(partial)
+    return partial if num_ranks() == 1 else _SumRanks.apply(partial)
 
 
 def gather_users(rows_mK: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Each rank's `batch_slice` of user rows to all B rows on every rank; differentiable."""
-    if dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return rows_mK
-    share = -(-batch_size // dist.get_world_size())
+    share = -(-batch_size // num_ranks())
     return _gather_padded(rows_mK, share)[:batch_size]
 
 
@@ -91,7 +97,7 @@ def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tens
 
 def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Best k of all ranks' best k, given global ids; ties stay ordered by item, as blocks ascend with the rank."""
-    ranks, k = dist.get_world_size(), scores_Bk.shape[1]
+    ranks, k = num_ranks(), scores_Bk.shape[1]
     if ranks == 1:
         return scores_Bk, ids_Bk
     all_scores = [torch.empty_like(scores_Bk) for _ in range(ranks)]
@@ -125,7 +131,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        gathered = rows.new_empty((dist.get_world_size() * rows.shape[0], *rows.shape[1:]))
+        gathered = rows.new_empty((num_ranks() * rows.shape[0], *rows.shape[1:]))
         dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
 
@@ -139,7 +145,7 @@ class _ReduceScatterRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        kept = rows.new_empty((rows.shape[0] // dist.get_world_size(), *rows.shape[1:]))
+        kept = rows.new_empty((rows.shape[0] // num_ranks(), *rows.shape[1:]))
         dist.reduce_scatter_tensor(kept, rows.contiguous())
         return kept
 

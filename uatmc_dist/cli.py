@@ -1,0 +1,276 @@
+"""`uatmc`: thin calls into the rooms, and the tables that a person reads."""
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from uatmc_dist.errors import UserError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(help="Make and look at catalogs.", no_args_is_help=True)
+app.add_typer(data, name="data")
+console = Console()
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="option=value of the run's configuration.")]
+RunPath = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+
+
+@data.command("import-mmrec")
+def import_mmrec(
+    source: Annotated[Path, typer.Argument(help="Folder with NAME.inter, image_feat.npy and text_feat.npy.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new catalog.")],
+    visual_encoder: Annotated[str, typer.Option(help="What made image_feat.npy.")] = "unknown",
+    text_encoder: Annotated[str, typer.Option(help="What made text_feat.npy.")] = "unknown",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
+) -> None:
+    """Imports a data set in the MMRec convention."""
+    from uatmc_dist.data import mmrec
+
+    notes = mmrec.import_mmrec(source, out, {"visual": visual_encoder, "text": text_encoder}, overwrite)
+    console.print(
+        f"{notes['duplicated_interactions_dropped']} duplicated interactions kept once; "
+        f"{notes['cold_start_interactions_dropped']} valid/test interactions of "
+        f"{notes['cold_start_users']} cold-start users left out",
+        highlight=False,
+    )
+    _tell_catalog(out)
+
+
+@data.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder of the new catalog.")],
+    users: Annotated[int, typer.Option(help="Number of users.")] = 3000,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 2000,
+    interactions: Annotated[int, typer.Option(help="Number of interactions, at least 5 a user.")] = 40000,
+    visual_dim: Annotated[int, typer.Option(help="Width of the visual features.")] = 256,
+    text_dim: Annotated[int, typer.Option(help="Width of the textual features.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same catalog.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
+) -> None:
+    """Makes a planted-taste catalog: clusters drive photos, texts and behaviour."""
+    from uatmc_dist.data import synthetic
+
+    with _progress("feature rows") as progress:
+        synthetic.synthesize(
+            out,
+            users=users,
+            items=items,
+            interactions=interactions,
+            visual_dim=visual_dim,
+            text_dim=text_dim,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _tell_catalog(out)
+
+
+@data.command()
+def describe(path: Annotated[Path, typer.Argument(help="Folder of a catalog.")]) -> None:
+    """Counts, density, popularity, and what the features look like."""
+    from uatmc_dist.data.catalog import Catalog
+    from uatmc_dist.data.describe import describe_features, popularity_quantiles
+
+    catalog = Catalog(path)
+    counts = catalog.meta["num_interactions"]
+    total = sum(counts.values())
+    table = Table(title=f"{catalog.name} ({path})", show_header=False)
+    for name, value in (
+        ("users", f"{catalog.num_users:,}"),
+        ("items", f"{catalog.num_items:,}"),
+        ("interactions", f"{total:,}"),
+        *((f"  {split}", f"{count:,}") for split, count in counts.items()),
+        ("density", f"{total / (catalog.num_users * catalog.num_items):.6f}"),
+        *((key.replace("_", " "), f"{value:,}") for key, value in catalog.meta["notes"].items()),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    quantiles = popularity_quantiles(catalog)
+    table = Table(*(f"{share:.0%}" for share in quantiles), title="training interactions of an item, by quantile")
+    table.add_row(*(f"{value:g}" for value in quantiles.values()))
+    console.print(table)
+    table = Table("modality", "width", "dtype", "encoder", "norm: mean", "min", "max", "duplicates", "all-zero",
+                  title="features")  # fmt: skip
+    for name, features in catalog.features.items():
+        summary = describe_features(features)
+        norms = (f"{value:.3f}" for value in (summary.mean_norm, summary.min_norm, summary.max_norm))
+        shares = (f"{value:.2%}" for value in (summary.duplicate_share, summary.zero_share))
+        table.add_row(name, str(summary.width), summary.dtype, summary.encoder, *norms, *shares)
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+) -> None:
+    """Full ranking of a trained model, training items masked; writes evaluation.json."""
+    from uatmc_dist.config import METRIC_KS
+    from uatmc_dist.data.batches import KnownPositives
+    from uatmc_dist.evaluation.ranking import rank_split
+    from uatmc_dist.parallel.item_parallel import ItemBlock
+
+    if split not in ("valid", "test"):
+        raise UserError(f"--split {split}: valid or test is needed")
+    folder, config, catalog, model = _opened(run, overrides)
+    metrics = rank_split(
+        lambda users_B: model.users_UK[users_B],
+        model.items(),
+        ItemBlock(catalog.num_items, 0, 1),
+        KnownPositives(*catalog.split("train"), catalog.num_users, catalog.num_items),
+        catalog.split(split),
+        catalog.num_users,
+        config.evaluation.users_per_batch,
+    )
+    path = folder.write_json("evaluation.json", {"split": split, **metrics})
+    table = Table("metric", *(f"@{k}" for k in METRIC_KS), title=f"{run}: {split} split, training items masked")
+    for name in ("recall", "ndcg", "precision", "map"):
+        table.add_row(name, *(f"{metrics[f'{name}@{k}']:.4f}" for k in METRIC_KS))
+    console.print(table)
+    _tell_written(path)
+
+
+@app.command()
+def attack(run: RunPath, overrides: Overrides = None) -> None:
+    """Promotion attacks FGSM and PGD on a trained model, protocol `paper`; writes attack.json."""
+    from uatmc_dist.evaluation.promotion import attack_model
+
+    folder, config, catalog, model = _opened(run, overrides)
+    with _progress("seeds") as progress:
+        report = attack_model(model, catalog, config.attack, progress)
+    path = folder.write_json("attack.json", report)
+    k = report["k"]
+    columns = ("targets", "attack", "epsilon", f"hit@{k} before", f"hit@{k} after", "gain", "relative gain")
+    table = Table(*columns, title=f"{run}: {len(report['seeds'])} seeds, protocol paper")
+    for result in report["results"]:
+        relative = result["relative_gain"]
+        table.add_row(
+            result["stratum"],
+            result["attack"],
+            f"{result['epsilon']:g}",
+            f"{result[f'hit@{k}_before']:.4f}",
+            f"{result[f'hit@{k}_after']:.4f}",
+            f"{result['promotion_gain']:+.4f}",
+            "-" if relative is None else f"{relative:+.0%}",
+        )
+    console.print(table)
+    _tell_written(path)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs that were evaluated and attacked.")],
+    epsilon: Annotated[float | None, typer.Option(help="Radius to show; the largest by default.")] = None,
+) -> None:
+    """One table of several runs: accuracy beside attackability."""
+    from uatmc_dist.evaluation.promotion import find_result
+    from uatmc_dist.runs import opened_run
+
+    rows, shown = [], epsilon
+    for run in runs:
+        folder = opened_run(run)
+        accuracy, report = folder.read_json("evaluation.json"), folder.read_json("attack.json")
+        for name, found in (("evaluation", accuracy), ("attack", report)):
+            if found is None:
+                verb = "evaluate" if name == "evaluation" else "attack"
+                raise UserError(f"{run}: {name}.json is missing; run `uatmc {verb} {run}` first")
+        assert accuracy is not None and report is not None
+        shown = max(result["epsilon"] for result in report["results"]) if shown is None else shown
+        try:
+            fgsm, pgd = (find_result(report["results"], name, shown) for name in ("fgsm", "pgd"))
+        except KeyError:
+            raise UserError(f"{run}: attack.json has no epsilon {shown:g}; give one that all runs have") from None
+        after = f"hit@{report['k']}_after"
+        rows.append(
+            (
+                run.name,
+                f"{accuracy['recall@20']:.4f}",
+                f"{accuracy['ndcg@20']:.4f}",
+                f"{pgd[after.replace('after', 'before')]:.4f}",
+                f"{fgsm[after]:.4f}",
+                f"{pgd[after]:.4f}",
+                f"{pgd['promotion_gain']:+.4f}",
+            )
+        )
+        k = report["k"]
+    columns = ("run", "Recall@20", "NDCG@20", f"Hit@{k} before", "after FGSM", "after PGD", "promotion gain (PGD)")
+    table = Table(*columns, title=f"accuracy and promotion attacks, epsilon {shown:g}")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Compares the installed packages with the versions that run together."""
+    from uatmc_dist import doctor as checks
+
+    cuda = checks.has_cuda_machine()
+    findings = checks.examine(cuda)
+    table = Table("package", "required", "found", "", title=f"{'CUDA' if cuda else 'CPU'} machine")
+    for finding in findings:
+        is_absent = finding.found == "-" and not finding.problem
+        verdict = finding.problem or ("optional, not installed" if is_absent else "ok")
+        table.add_row(finding.package, finding.required, finding.found, verdict)
+    console.print(table)
+    problems = [finding for finding in findings if finding.problem]
+    if problem := checks.python_problem():
+        raise UserError(problem)
+    if problems:
+        names = ", ".join(finding.package for finding in problems)
+        raise UserError(f"{names}: not what runs together; {checks.mend(cuda)}")
+    console.print("all well")
+
+
+def _opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
+    """(folder, configuration, catalog, model) of a finished run."""
+    from uatmc_dist.config import load_config
+    from uatmc_dist.data.catalog import Catalog
+    from uatmc_dist.models.trained import TrainedModel
+    from uatmc_dist.runs import opened_run
+
+    folder = opened_run(run)
+    config = load_config(run / "config.yaml", overrides or ())
+    catalog = Catalog(config.catalog)
+    return folder, config, catalog, TrainedModel(run, catalog)
+
+
+def _tell_catalog(path: Path) -> None:
+    from uatmc_dist.data.catalog import Catalog
+
+    catalog = Catalog(path)
+    counts = ", ".join(f"{count:,} {split}" for split, count in catalog.meta["num_interactions"].items())
+    console.print(
+        f"{path}: {catalog.num_users:,} users, {catalog.num_items:,} items, {counts} interactions",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tell_written(path: Path) -> None:
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(unit: str):  # type: ignore[no-untyped-def]
+    """A bar on a terminal (with ETA), nothing elsewhere; gives the callback (done, total)."""
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(unit, total=None)
+        callback: Callable[[int, int], None] = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        yield callback
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

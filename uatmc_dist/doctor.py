@@ -1,0 +1,84 @@
+"""The version matrix: what runs together (launch/env), what is installed, and what to install."""
+
+import importlib.metadata
+import platform
+import shutil
+from dataclasses import dataclass
+
+REQUIRED_CPU = {
+    "torch": "2.13.0+cpu",
+    "torchrec": "1.8.0",
+    "fbgemm-gpu": "1.8.0+cpu.shim",
+    "fbgemm-gpu-cpu": "1.8.0",
+    "deepspeed": "0.19.8",
+    "pyarrow": "26.0.1",
+}
+REQUIRED_CUDA = {
+    "torch": "2.13.0",
+    "torchrec": "1.8.0",
+    "fbgemm-gpu": "1.8.0",
+    "deepspeed": "0.19.8",
+    "triton": "3.9.0",
+    "pyarrow": "26.0.1",
+}
+OPTIONAL_CPU = {"triton": "3.9.0"}
+"""Not needed on a CPU (interpreter and ahead-of-time compilation of kernels only); wrong if another version."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    package: str
+    required: str
+    found: str
+    problem: str
+    """Empty where all is well."""
+
+
+def has_cuda_machine() -> bool:
+    """Whether this machine has an NVIDIA driver; torch is not imported, so that the answer is quick."""
+    return shutil.which("nvidia-smi") is not None
+
+
+def examine(cuda: bool) -> list[Finding]:
+    required = REQUIRED_CUDA if cuda else REQUIRED_CPU
+    findings = [_finding(package, version, optional=False) for package, version in required.items()]
+    if not cuda:
+        findings += [_finding(package, version, optional=True) for package, version in OPTIONAL_CPU.items()]
+    elif (found := installed_version("fbgemm-gpu-cpu")) is not None:
+        findings.append(Finding("fbgemm-gpu-cpu", "not installed", found, "overwrites the files of fbgemm-gpu"))
+    return findings
+
+
+def python_problem() -> str:
+    ok = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 10)
+    return "" if ok else f"Python {platform.python_version()} is too old; 3.10 or newer is needed"
+
+
+def mend(cuda: bool) -> str:
+    """The one line that installs what is missing."""
+    file = "cuda" if cuda else "cpu"
+    return f"pip install -r launch/env/{file}.txt    (from the project's folder; `launch/setup.sh` does all of it)"
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _finding(package: str, required: str, optional: bool) -> Finding:
+    found = installed_version(package)
+    if found is None:
+        return Finding(package, required, "-", "" if optional else "missing")
+    # A required version without a local part (2.13.0) accepts any build of it (2.13.0+cu130).
+    matches = found == required if "+" in required else found.split("+")[0] == required
+    return Finding(package, required, found, "" if matches else _explain(package, found, required))
+
+
+def _explain(package: str, found: str, required: str) -> str:
+    if package == "fbgemm-gpu" and required.endswith("shim"):
+        return "the CUDA build overwrites fbgemm-gpu-cpu; uninstall both and install again"
+    if package == "torch" and "+cpu" in required and "+cpu" not in found:
+        return "a CUDA build, or another version, on a CPU machine"
+    return "another version"
