@@ -11,7 +11,6 @@ REQUIRED_CPU = {
     "fbgemm-gpu": "1.8.0+cpu.shim",
     "fbgemm-gpu-cpu": "1.8.0",
     "deepspeed": "0.19.8",
-    "pyarrow": "26.0.1",
 }
 REQUIRED_CUDA = {
     "torch": "2.13.0",
@@ -19,7 +18,6 @@ REQUIRED_CUDA = {
     "fbgemm-gpu": "1.8.0",
     "deepspeed": "0.19.8",
     "triton": "3.9.0",
-    "pyarrow": "26.0.1",
 }
 OPTIONAL_CPU = {"triton": "3.9.0"}
 """Not needed on a CPU (interpreter and ahead-of-time compilation of kernels only); wrong if another version."""
