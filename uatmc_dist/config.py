@@ -260,9 +260,11 @@ def iterate_options(section: type[BaseModel] = Config, prefix: str = "") -> Iter
         if isinstance(kind, type) and issubclass(kind, Section):
             yield from iterate_options(kind, f"{prefix}{name}.")
         else:
-            default = "required" if field.is_required() else yaml.safe_dump(
-                _plain(field.default), default_flow_style=True
-            ).removesuffix("\n...\n").strip()
+            default = (
+                "required"
+                if field.is_required()
+                else yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("\n...\n").strip()
+            )
             yield f"{prefix}{name}", _type_name(kind), default, " ".join((field.description or "").split())
 
 
@@ -332,6 +334,8 @@ def _describe(problem: Any, source: str) -> str:
     if problem["type"] == "missing":
         return f"{source}: {key} is missing; set it in the file or with {key}=..."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {key}: {message} (given: {problem['input']!r})" if key and problem["type"] != "value_error" else (
-        f"{source}: {message}"
+    return (
+        f"{source}: {key}: {message} (given: {problem['input']!r})"
+        if key and problem["type"] != "value_error"
+        else (f"{source}: {message}")
     )

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ REQUIRED_CUDA = {
     "torchrec": "1.8.0",
     "fbgemm-gpu": "1.8.0",
     "deepspeed": "0.19.8",
-    "triton": "3.9.0",
 }
 OPTIONAL_CPU = {"triton": "3.9.0"}
 """Not needed on a CPU (interpreter and ahead-of-time compilation of kernels only); wrong if another version."""
@@ -42,7 +42,10 @@ def examine(cuda: bool) -> list[Finding]:
     findings = [_finding(package, version, optional=False) for package, version in required.items()]
     if not cuda:
         findings += [_finding(package, version, optional=True) for package, version in OPTIONAL_CPU.items()]
-    elif (found := installed_version("fbgemm-gpu-cpu")) is not None:
+        return findings
+    if (triton := _triton_of_torch()) is not None:
+        findings.append(_finding("triton", triton, optional=False))
+    if (found := installed_version("fbgemm-gpu-cpu")) is not None:
         findings.append(Finding("fbgemm-gpu-cpu", "not installed", found, "overwrites the files of fbgemm-gpu"))
     return findings
 
@@ -63,6 +66,14 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _triton_of_torch() -> str | None:
+    """The version that the installed torch asks for: on CUDA the two come together."""
+    for requirement in importlib.metadata.requires("torch") or ():
+        if match := re.match(r"triton==([\w.]+)", requirement):
+            return match[1]
+    return None
 
 
 def _finding(package: str, required: str, optional: bool) -> Finding:

@@ -73,7 +73,9 @@ class TrainingProgress:
         elif now - self._told >= _PLAIN_LINE_SECONDS:
             self._told = now
             left = (now - self._started) / max(done - self._first, 1) * (self._total - done)
-            print(f"{self._phase}: step {done}/{self._total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True)
+            print(
+                f"{self._phase}: step {done}/{self._total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True
+            )
 
     def say(self, message: str) -> None:
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """The folder of a run: the files it leaves behind, and whether a command may write into it.
 
-    config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
-    evaluation.json  attack.json
+config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
+evaluation.json  attack.json
 """
 
 import importlib.metadata
@@ -41,10 +41,10 @@ class RunFolder:
             before, now = _flat(read_yaml(self._config)), _flat(config.model_dump(mode="json"))
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             if changed:
-                first = changed[0]
+                told = ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
                 raise UserError(
-                    f"{self.path}: an unfinished run with other options ({', '.join(changed)}; {first} was "
-                    f"{before.get(first)}, is {now.get(first)}); repeat its command, give another name=... or --overwrite"
+                    f"{self.path}: an unfinished run with other options ({told}); repeat its command, give another "
+                    "name=... or --overwrite"
                 )
         elif any(self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; give another name=... or output_dir=...")
@@ -82,7 +82,7 @@ def opened_run(path: Path) -> RunFolder:
 
 
 def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _RECORDED_PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

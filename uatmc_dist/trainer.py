@@ -81,6 +81,7 @@ class Trainer:
         self.block = ItemBlock(self.catalog.num_items, world.rank, world.size)
         self.known = KnownPositives(*self.catalog.split("train"), self.catalog.num_users, self.catalog.num_items)
         self._stop_signal = 0
+        self._saved_step: int | None = None
         self._log: MetricsLog | None = None
 
     def fit(self) -> None:
@@ -90,7 +91,7 @@ class Trainer:
         latest = self.checkpoints.latest()
         if latest is None:
             first: PhaseName = "clean" if self._start_from is None else "adversarial"
-            self._begin(Position(first))
+            self.begin(Position(first))
         else:
             self._resume(latest)
         try:
@@ -166,7 +167,7 @@ class Trainer:
     def phase(self) -> CleanConfig | AdversarialConfig:
         return self.config.clean if self.position.phase == "clean" else self.config.adversarial
 
-    def _begin(self, position: Position) -> None:
+    def begin(self, position: Position) -> None:
         """The first phase of a run: seeded weights, or those of `start_from`."""
         source = self._start_from
         self._build(position, None if source is None else source.dense_weights())
@@ -320,11 +321,12 @@ class Trainer:
 
     def _save(self) -> None:
         self.checkpoints.save(self.model, asdict(self.position), self.position.best_step)
+        self._saved_step = self.position.step
 
     def _checkpoint_and_stop(self) -> None:
         stop = any_rank(self._stop_signal)
-        is_saved = self.checkpoints.at_step(self.position.step).exists()
-        if (stop or self.position.step % self.config.checkpoint.every_steps == 0) and not is_saved:
+        due = stop or self.position.step % self.config.checkpoint.every_steps == 0
+        if due and self._saved_step != self.position.step:
             self._save()
         if stop:
             self._say(f"interrupted at step {self.position.step}; the same command goes on from there")

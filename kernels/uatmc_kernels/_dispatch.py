@@ -80,7 +80,7 @@ def excluded_entries(
         empty_E = torch.empty(0, dtype=torch.int64, device=device)
         return empty_E, empty_E
     rows_E, columns_E = torch.cat(rows), torch.cat(columns)
-    if columns_E.numel() and not (0 <= int(columns_E.min()) and int(columns_E.max()) < num_items):
+    if columns_E.numel() and not (int(columns_E.min()) >= 0 and int(columns_E.max()) < num_items):
         raise ValueError(f"skip_B, seen: a column is outside of the {num_items} items of this block")
     columns_E, order = columns_E.sort()
     return rows_E[order], columns_E

@@ -6,8 +6,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from uatmc_kernels import reference, tiled
-from uatmc_kernels._dispatch import Implementation, Seen, check_float, check_index, check_scores
-from uatmc_kernels._dispatch import excluded_entries, resolve
+from uatmc_kernels._dispatch import (
+    Implementation,
+    Seen,
+    check_float,
+    check_index,
+    check_scores,
+    excluded_entries,
+    resolve,
+)
 
 
 def bpr_all_items(
@@ -66,7 +73,7 @@ class _BprAllItemsBackward(torch.autograd.Function):
         # gradients of the forward sweep only need scaling, and no second sweep over the scores runs.
         if weights_B.stride() == (0,) or weights_B.numel() == 1:
             weight = weights_B[:1]
-            gradients = [gradient * weight for gradient in unit_gradients]
+            gradients = tuple(gradient * weight for gradient in unit_gradients)
         else:
             gradients = tiled.bpr_loss_and_gradients(
                 users_BK, items_NK, positive_scores_B, rows_E, columns_E, weights_B=weights_B
@@ -77,7 +84,8 @@ class _BprAllItemsBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, tangent_users, tangent_items, tangent_positive):  # type: ignore[override]
-        second_order = tiled.bpr_second_order(*ctx.saved_tensors, tangent_users, tangent_items, tangent_positive)
+        tangents = (tangent_users, tangent_items, tangent_positive)
+        second_order = tiled.bpr_second_order(*ctx.saved_tensors, *tangents)
         inputs = ctx.saved_tensors[:4]
         cast = [gradient.to(to.dtype) for gradient, to in zip(second_order, inputs, strict=True)]
         return (*cast, None, None, None, None, None)

@@ -3,8 +3,15 @@
 import torch
 
 from uatmc_kernels import reference, tiled
-from uatmc_kernels._dispatch import Implementation, Seen, check_float, check_index, check_scores
-from uatmc_kernels._dispatch import excluded_entries, resolve
+from uatmc_kernels._dispatch import (
+    Implementation,
+    Seen,
+    check_float,
+    check_index,
+    check_scores,
+    excluded_entries,
+    resolve,
+)
 
 
 def bpr_all_items_hvp(

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import torchrun
 
+from conftest import torchrun
 from tests.distributed.scenarios import SCENARIOS
 
 SCRIPT = Path(__file__).parent / "scenarios.py"
@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parent / "scenarios.py"
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, tiny_catalog):
     import yaml
+
     from conftest import TINY
 
     folder = tmp_path_factory.mktemp("ranks")

@@ -14,8 +14,10 @@ def rows(num_items, width, seed=0, zero_rows=True):
     g = torch.randn(num_items, width, generator=generator, dtype=torch.float64)
     if zero_rows and num_items > 2:
         g[1] = 0
-    return g, torch.randn(width, 5, generator=generator, dtype=torch.float64), torch.randn(
-        width, 5, generator=generator, dtype=torch.float64
+    return (
+        g,
+        torch.randn(width, 5, generator=generator, dtype=torch.float64),
+        torch.randn(width, 5, generator=generator, dtype=torch.float64),
     )
 
 

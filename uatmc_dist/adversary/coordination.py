@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from uatmc_kernels import coordinate, perturb
 
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.models.objectives import Objective
 from uatmc_dist.parallel.item_parallel import ActiveRows
+from uatmc_kernels import coordinate, perturb
 
 Deltas = tuple[torch.Tensor, torch.Tensor]
 
@@ -93,9 +93,7 @@ def closed_form(view: LinearView, rule: AscentRule, clean_gradient_nd: torch.Ten
     return deltas
 
 
-def _coordinated(
-    view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor
-) -> torch.Tensor:
+def _coordinated(view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor) -> torch.Tensor:
     if rule.adv_align_weight == 0:
         return gradient_nd
     _, omega_nd = coordinate(gradient_nd, view.w_v, view.w_t)

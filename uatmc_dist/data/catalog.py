@@ -1,9 +1,9 @@
 """The on-disk catalog: interactions and items in Parquet, feature blocks in memory-mapped Arrow files.
 
-    catalog.json            format, sizes, counts, and for each modality: file, width, dtype, encoder
-    interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
-    items.parquet           item id of the source, title
-    features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
+catalog.json            format, sizes, counts, and for each modality: file, width, dtype, encoder
+interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
+items.parquet           item id of the source, title
+features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
 """
 
 import json
@@ -92,8 +92,7 @@ class Catalog:
             if file.stat().st_size != size:
                 raise UserError(f"{file}: truncated, {file.stat().st_size} of {size} bytes; make the catalog again")
         self.features = {
-            name: FeatureFile(path / entry["file"], entry["encoder"])
-            for name, entry in self.meta["modalities"].items()
+            name: FeatureFile(path / entry["file"], entry["encoder"]) for name, entry in self.meta["modalities"].items()
         }
 
     def interactions(self) -> Interactions:
@@ -164,7 +163,9 @@ class FeatureWriter:
     def __enter__(self) -> "FeatureWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.close()
         self._sink.close()
 
@@ -206,7 +207,9 @@ class CatalogWriter:
         self._modalities[modality] = {"file": file, "width": width, "dtype": dtype.name, "encoder": encoder}
         return FeatureWriter(self.path / file, width, dtype, source)
 
-    def finish(self, interactions: Interactions, source_ids: list[str], titles: list[str], notes: dict[str, int]) -> None:
+    def finish(
+        self, interactions: Interactions, source_ids: list[str], titles: list[str], notes: dict[str, int]
+    ) -> None:
         """Writes interactions and items, then catalog.json. `notes` are counts worth keeping (cold users, ...)."""
         counts = {name: int((interactions.splits == index).sum()) for index, name in enumerate(SPLITS)}
         columns = {

@@ -30,7 +30,9 @@ def describe_features(features: FeatureFile) -> FeatureSummary:
     norms, hashes = [], []
     for _, rows in features.blocks():
         norms.append(np.linalg.norm(rows.astype(np.float32), axis=1))
-        hashes.append(np.frombuffer(b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows), "u8"))
+        hashes.append(
+            np.frombuffer(b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows), "u8")
+        )
     norm, digest = np.concatenate(norms), np.concatenate(hashes)
     return FeatureSummary(
         width=features.width,

@@ -1,8 +1,8 @@
 """Import of data sets in the MMRec convention (also used by BM3, FREEDOM and the UAT-MC paper).
 
-    NAME.inter        TSV with userID, itemID, x_label (0 train, 1 valid, 2 test), optionally timestamp
-    image_feat.npy    one row an item          text_feat.npy    one row an item
-    item_text.csv     optional: itemID with title and source_id
+NAME.inter        TSV with userID, itemID, x_label (0 train, 1 valid, 2 test), optionally timestamp
+image_feat.npy    one row an item          text_feat.npy    one row an item
+item_text.csv     optional: itemID with title and source_id
 """
 
 from pathlib import Path
@@ -67,7 +67,9 @@ def _open_npy(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: missing; both modalities are needed, one feature row an item") from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated or not a .npy file ({str(error).splitlines()[0]}); write it again") from None
+        raise UserError(
+            f"{path}: truncated or not a .npy file ({str(error).splitlines()[0]}); write it again"
+        ) from None
     if matrix.ndim != 2 or matrix.shape[0] == 0 or matrix.shape[1] == 0:
         raise UserError(f"{path}: shape {matrix.shape}; a matrix with one row an item is needed")
     if matrix.dtype.kind != "f":

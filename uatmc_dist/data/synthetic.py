@@ -91,7 +91,7 @@ def _draw_interactions(
     visual_only: np.ndarray,
     text_only: np.ndarray,
 ) -> Interactions:
-    popularity = rng.permutation((np.arange(items) + 10.0) ** -0.8)
+    popularity = rng.permutation((np.arange(items) + 5.0) ** -1.0)
     cumulative = np.concatenate([[0.0], popularity.cumsum()])
     first = np.searchsorted(cluster_of, np.arange(num_clusters + 1))
     filled = np.flatnonzero(np.diff(first))
@@ -108,7 +108,14 @@ def _draw_interactions(
         # A user whose favourite clusters are used up goes on in the whole catalog.
         found = [
             _choose(
-                rng, wanting[start : start + _CHUNK], favourites, taste, first, cumulative, visual_only, text_only,
+                rng,
+                wanting[start : start + _CHUNK],
+                favourites,
+                taste,
+                first,
+                cumulative,
+                visual_only,
+                text_only,
                 anywhere=attempt >= 8,
             )
             for start in range(0, len(wanting), _CHUNK)
@@ -149,7 +156,9 @@ def _choose(
     lo, hi = first[cluster], first[cluster + 1]
     if anywhere:
         lo, hi = np.zeros_like(lo), np.full_like(hi, len(cumulative) - 1)
-    mass = cumulative[lo][:, None] + rng.random((len(wanting), _CANDIDATES)) * (cumulative[hi] - cumulative[lo])[:, None]
+    mass = (
+        cumulative[lo][:, None] + rng.random((len(wanting), _CANDIDATES)) * (cumulative[hi] - cumulative[lo])[:, None]
+    )
     candidates = np.clip(np.searchsorted(cumulative, mass, side="right") - 1, lo[:, None], hi[:, None] - 1)
     fit = np.einsum("ud,ucd->uc", taste[wanting, :_SINGLE], visual_only[candidates])
     fit += np.einsum("ud,ucd->uc", taste[wanting, _SINGLE:], text_only[candidates])

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from uatmc_kernels import topk_all_items
 
 from uatmc_dist.attacks.base import Attack, Targets
 from uatmc_dist.attacks.fgsm import FGSM
@@ -20,6 +19,7 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.trained import TrainedModel
+from uatmc_kernels import topk_all_items
 
 _USERS_AT_ONCE = 1024
 _COLD_SHARE, _POPULAR_SHARE = 0.2, 0.05

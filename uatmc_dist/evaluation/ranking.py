@@ -1,17 +1,17 @@
 """Full ranking over all items with the user's training items masked; streaming, never U x N.
 
-    B  users ranked at a time    k  length of the ranking    n  items of this rank
+B  users ranked at a time    k  length of the ranking    n  items of this rank
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from uatmc_kernels import topk_all_items
 
 from uatmc_dist.config import METRIC_KS
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
+from uatmc_kernels import topk_all_items
 
 UserRows = Callable[[torch.Tensor], torch.Tensor]
 

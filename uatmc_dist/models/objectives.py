@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
 
 from uatmc_dist.data.batches import Batch, KnownPositives
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, scores_at, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, owned, scores_at, sum_over_ranks
+from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
 
 
 class Objective(Protocol):
@@ -53,8 +53,11 @@ class FullCatalog:
     def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.positives_B]
 
-    def _seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return self._known.within(batch.users_B, self._block.lo, self._block.hi) if self._exclude else None
+    def _seen(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if not self._exclude:
+            return None
+        offsets, columns = self._known.within(batch.users_B, self._block.lo, self._block.hi)
+        return offsets.to(device, non_blocking=True), columns.to(device, non_blocking=True)
 
     def _num_terms(self, batch: Batch) -> int:
         if not self._exclude:
@@ -64,7 +67,8 @@ class FullCatalog:
     def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
         index_B = rows.index_of(batch.positives_B)
         positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
-        loss_B = bpr_all_items(users_BK, items_nK, positive_B, index_B, seen=self._seen(batch))
+        device = users_BK.device
+        loss_B = bpr_all_items(users_BK, items_nK, positive_B, index_B.to(device), seen=self._seen(batch, device))
         return loss_B.sum() / self._num_terms(batch)
 
     @torch.no_grad()
@@ -73,16 +77,22 @@ class FullCatalog:
     ) -> torch.Tensor:
         content_Bd, columns = _content(users_BK, tangent_nd)
         index_B = rows.index_of(batch.positives_B)
-        shares = torch.stack(
-            [scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)]
-        )
+        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
         positive_B, tangent_positive_B = sum_over_ranks(shares)
+        device = users_BK.device
         hvp_nd, row_sums_B = bpr_all_items_hvp(
-            users_BK, items_nK, positive_B, index_B, tangent_nd, tangent_positive_B, columns, seen=self._seen(batch)
+            users_BK,
+            items_nK,
+            positive_B,
+            index_B.to(device),
+            tangent_nd,
+            tangent_positive_B,
+            columns,
+            seen=self._seen(batch, device),
         )
         row_sums_B = sum_over_ranks(row_sums_B)
-        mine = (index_B >= 0).nonzero().squeeze(1)
-        hvp_nd.index_add_(0, index_B[mine], row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
+        mine, index = owned(index_B, device)
+        hvp_nd.index_add_(0, index, row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
         return hvp_nd.div_(self._num_terms(batch))
 
 
@@ -119,7 +129,6 @@ class Sampled:
         pull_Bd = (sigma_B * (1 - sigma_B) * change_B / len(batch))[:, None] * content_Bd
         hvp_nd = torch.zeros_like(tangent_nd)
         for items_B, sign in ((batch.positives_B, 1), (batch.negatives_B, -1)):
-            index_B = rows.index_of(items_B)
-            mine = (index_B >= 0).nonzero().squeeze(1)
-            hvp_nd.index_add_(0, index_B[mine], pull_Bd[mine], alpha=sign)
+            mine, index = owned(rows.index_of(items_B), users_BK.device)
+            hvp_nd.index_add_(0, index, pull_Bd[mine], alpha=sign)
         return hvp_nd

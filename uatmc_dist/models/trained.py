@@ -1,6 +1,6 @@
 """The trained model on disk (`model/` of a run): safetensors and the configuration; loads on one CPU.
 
-    model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense parameter
+model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense parameter
 """
 
 from pathlib import Path
@@ -20,9 +20,7 @@ FILE = "model.safetensors"
 _PROJECTED_AT_ONCE = 4096
 
 
-def save_model(
-    folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]
-) -> None:
+def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> None:
     """Collective: `tables` holds each rank's rows of users and items, which rank 0 gathers and writes."""
     gathered = {name: _gather_on_first(rows) for name, rows in tables.items()}
     if dist.get_rank() == 0:
@@ -76,7 +74,8 @@ class ModelFile:
 
     def dense_weights(self) -> dict[str, torch.Tensor]:
         prefix = "dense."
-        return {key.removeprefix(prefix): self._file.get_tensor(key) for key in self._file.keys() if key.startswith(prefix)}
+        names = [key.removeprefix(prefix) for key in list(self._file.keys()) if key.startswith(prefix)]
+        return {name: self._file.get_tensor(prefix + name) for name in names}
 
     def check_fits(self, catalog: Catalog) -> None:
         """UserError where the catalog is not of the sizes that the model was trained on."""

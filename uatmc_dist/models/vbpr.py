@@ -1,6 +1,6 @@
 """The VBPR backbone for training: sharded tables, projectors and fusion, raw features by the row.
 
-    n  rows of this rank    d  embedding_dim    K  2d with content, d without
+n  rows of this rank    d  embedding_dim    K  2d with content, d without
 """
 
 from typing import Literal

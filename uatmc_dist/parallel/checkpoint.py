@@ -1,12 +1,14 @@
 """Checkpoints that load at any world size: everything under global names, by torch.distributed.checkpoint.
 
-    checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood
-    checkpoints/latest      name of the newest whole one
+checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood
+checkpoints/latest      name of the newest whole one
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -56,15 +58,18 @@ class Checkpoints:
         dist.barrier()
         if dist.get_rank() == 0:
             (partial / "position.json").write_text(json.dumps(position), encoding="utf-8")
-            shutil.rmtree(path, ignore_errors=True)
+            replaced = path.with_suffix(".replaced")
+            if path.exists():  # a phase begins at the step where the one before it ended
+                path.rename(replaced)
             partial.rename(path)
+            shutil.rmtree(replaced, ignore_errors=True)
             pointer = self._folder / ".latest"
             pointer.write_text(path.name, encoding="utf-8")
             pointer.replace(self._folder / "latest")
             self._prune(protected_step)
         dist.barrier()
 
-    def load_dense_weights(self, path: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def load_dense_weights(self, path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Dense weights alone, to build a model from. Collective."""
         weights = {name: torch.empty_like(value, dtype=torch.float32) for name, value in like.items()}
         if weights:
@@ -89,9 +94,12 @@ class Checkpoints:
 
     def _load(self, state: dict[str, Any], path: Path) -> None:
         try:
+            dcp.FileSystemReader(path).read_metadata()  # alone: dcp.load logs a traceback where it fails
             dcp.load(state, checkpoint_id=path)
-        except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-            reason = " ".join(str(error).split())[:160]
+        except (CheckpointException, PickleError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            # The collective wraps what went wrong on any rank, traceback included.
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            reason = " ".join(str(cause).split())[:120] or type(cause).__name__
             raise UserError(f"{path}: truncated or damaged ({reason}); {self._mend()}") from None
 
     def _mend(self) -> str:
@@ -102,7 +110,9 @@ class Checkpoints:
         )
 
     def _prune(self, protected_step: int | None) -> None:
-        steps = sorted(int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*") if path.suffix == "")
+        steps = sorted(
+            int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*") if path.suffix == ""
+        )
         for step in steps[: -self._keep]:
             if step != protected_step:
                 shutil.rmtree(self.at_step(step))

@@ -44,7 +44,8 @@ class ItemBlock:
 
 @dataclass(frozen=True)
 class ActiveRows:
-    """The items of this rank's block that a step touches."""
+    """The items of this rank's block that a step touches. Planned on the CPU, where the batch is: no step waits
+    for the device to learn its own shapes."""
 
     ids_n: torch.Tensor
     """Ascending global item ids."""
@@ -90,9 +91,15 @@ def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
 
 def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
     """This rank's share of <user b, row index_B[b]>: zero where the index is -1. Sum over ranks for all."""
-    mine = (index_B >= 0).nonzero().squeeze(1)
-    scores = (users_BK[mine] * rows_nK[index_B[mine]]).sum(1)
+    mine, index = owned(index_B, users_BK.device)
+    scores = (users_BK[mine] * rows_nK[index]).sum(1)
     return users_BK.new_zeros(len(users_BK)).index_put((mine,), scores)
+
+
+def owned(index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pairs whose item is here, its active row), on the device."""
+    mine = (index_B >= 0).nonzero().squeeze(1)
+    return mine.to(device, non_blocking=True), index_B[mine].to(device, non_blocking=True)
 
 
 def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

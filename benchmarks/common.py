@@ -1,0 +1,88 @@
+"""Timing, peak memory, and the one CSV that every benchmark appends to."""
+
+import csv
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results" / "results.csv"
+_COLUMNS = (
+    "benchmark",
+    "implementation",
+    "sizes",
+    "p20_s",
+    "p50_s",
+    "p80_s",
+    "extra_memory_mb",
+    "device",
+    "torch",
+    "date",
+)
+
+
+def timed(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function, in turn (A B A B ...), so that a drifting machine slows all of them alike."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Median of the pair-by-pair ratios."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def extra_memory(function: Callable[[], object]) -> float:
+    """Peak resident memory while the function runs beyond what there was before it, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+    before = _status("VmRSS")
+    function()
+    return (_status("VmHWM") - before) / 1024
+
+
+def append(
+    benchmark: str, implementation: str, sizes: dict[str, int], seconds: list[float] | None, memory_mb: float | None
+) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    is_new = not RESULTS.exists()
+    shares = (0.2, 0.5, 0.8)
+    times = [f"{quantile(seconds, share):.5f}" for share in shares] if seconds else [""] * 3
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(_COLUMNS)
+        writer.writerow(
+            [
+                benchmark,
+                implementation,
+                json.dumps(sizes),
+                *times,
+                "" if memory_mb is None else f"{memory_mb:.1f}",
+                f"CPU {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads",
+                torch.__version__,
+                datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            ]
+        )
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])

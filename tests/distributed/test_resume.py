@@ -1,0 +1,118 @@
+"""Interrupted, killed, resumed on other numbers of ranks: the same losses as an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import ROOT, torchrun
+
+LONG = {"epochs": 4, "patience": 3, "objective": "full_catalog"}
+SECTIONS = {"clean": LONG, "adversarial": {"epochs": 6}, "checkpoint": {"every_steps": 4}}
+
+
+def losses(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timings = ("pairs_per_s", "step_s", "peak_memory_bytes")
+    return [{key: value for key, value in line.items() if key not in timings} for line in lines]
+
+
+def assert_same(ours: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [line["step"] for line in ours] == [line["step"] for line in expected]
+    for line, truth in zip(ours, expected, strict=True):
+        for key, value in truth.items():
+            assert line[key] == (pytest.approx(value, rel=tolerance, abs=1e-7) if isinstance(value, float) else value)
+
+
+def start(ranks: int, config: Path, *options: str, overrides=()) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "train.py", str(config), *overrides],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for_lines(run: Path, count: int, process: subprocess.Popen) -> None:
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def workers(process: subprocess.Popen) -> list[psutil.Process]:
+    found = [child for child in psutil.Process(process.pid).children() if "train.py" in " ".join(child.cmdline())]
+    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
+
+
+@pytest.fixture
+def undisturbed(write_config, tmp_path):
+    config = write_config(name="undisturbed", **SECTIONS)
+    torchrun(2, "train.py", config)
+    return losses(tmp_path / "runs/undisturbed")
+
+
+def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, tmp_path, undisturbed):
+    config = write_config(name="stopped", engine={"zero_stage": 1}, **SECTIONS)
+    run = tmp_path / "runs/stopped"
+    for ranks, lines, signum in ((2, 12, signal.SIGTERM), (1, 45, signal.SIGINT)):
+        process = start(ranks, config)
+        wait_for_lines(run, lines, process)
+        # What a terminal or a scheduler does: torchrun and its ranks all get the signal.
+        for child in workers(process):
+            child.send_signal(signum)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0 and "the same command goes on" in output, output
+        assert not (run / "model/model.safetensors").exists()
+    output = torchrun(4, "train.py", config)
+    assert "going on from" in output
+    assert_same(losses(run), undisturbed, tolerance=2e-5)
+
+
+def test_sigkill_of_one_rank_is_survived(write_config, tmp_path, undisturbed):
+    config = write_config(name="killed", **SECTIONS)
+    run = tmp_path / "runs/killed"
+    process = start(2, config, "--max-restarts=2")
+    wait_for_lines(run, 30, process)
+    workers(process)[1].kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "going on from" in output
+    assert_same(losses(run), undisturbed, tolerance=1e-6)
+
+
+def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
+    config = write_config(checkpoint={"every_steps": 4})
+    run = tmp_path / "runs/tiny"
+    process = start(1, config, overrides=["clean.epochs=200", "clean.patience=null"])
+    wait_for_lines(run, 10, process)
+    workers(process)[0].send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    def refused(*overrides: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "train.py", str(config), *overrides], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return line
+
+    long = ("clean.epochs=200", "clean.patience=null")
+    assert "clean.epochs" in refused()
+    latest = run / "checkpoints" / (run / "checkpoints/latest").read_text()
+    shard = next(latest.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert latest.name in refused(*long) and "write the name of another" in refused(*long)
+    (latest / ".metadata").write_bytes(b"")
+    assert latest.name in refused(*long)
+    done = subprocess.run([sys.executable, "train.py", str(config), "--overwrite"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0
+    assert "finished" in refused()

@@ -1,0 +1,78 @@
+"""The catalog on disk: synthesis, opening, refusal of damaged files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from uatmc_dist.data import catalog as catalog_module
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.describe import describe_features, popularity_quantiles
+from uatmc_dist.data.synthetic import synthesize
+from uatmc_dist.errors import UserError
+
+SIZES = {"users": 120, "items": 90, "interactions": 900, "visual_dim": 10, "text_dim": 6}
+
+
+def test_synthesis_is_exact_reproducible_and_long_tailed(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog_module, "_BLOCK_BYTES", 400)  # many blocks
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        synthesize(tmp_path / name, **SIZES, seed=seed)
+    a, b, c = (Catalog(tmp_path / name) for name in "abc")
+    assert (a.num_users, a.num_items, len(a.interactions())) == (120, 90, 900)
+    rows = np.arange(90)
+    np.testing.assert_array_equal(a.features["visual"].rows(rows), b.features["visual"].rows(rows))
+    np.testing.assert_array_equal(a.interactions().items, b.interactions().items)
+    assert not np.array_equal(a.features["visual"].rows(rows), c.features["visual"].rows(rows))
+    pairs = a.interactions()
+    assert len(np.unique(pairs.users * 90 + pairs.items)) == 900
+    for split in range(3):
+        assert set(pairs.users[pairs.splits == split]) == set(range(120))
+    quantiles = popularity_quantiles(a)
+    assert quantiles[1.0] > 2 * quantiles[0.5]
+
+
+@pytest.mark.parametrize("change", [{"interactions": 100}, {"interactions": 9000}, {"items": 0}, {"users": -1}])
+def test_impossible_sizes_are_refused(tmp_path, change):
+    with pytest.raises(UserError, match="--"):
+        synthesize(tmp_path / "x", **{**SIZES, **change}, seed=0)
+
+
+@pytest.mark.parametrize("file", ["interactions.parquet", "items.parquet", "features/visual.arrow", "catalog.json"])
+@pytest.mark.parametrize("damage", ["cut", "removed", "overwritten"])
+def test_damaged_files_are_named(tmp_path, file, damage):
+    synthesize(tmp_path / "x", **SIZES, seed=0)
+    path = tmp_path / "x" / file
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(b"\0" * len(content))
+    with pytest.raises(UserError) as error:
+        catalog = Catalog(tmp_path / "x")
+        catalog.interactions()
+        catalog.titles()
+    assert file.split("/")[-1] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_catalog_is_not_overwritten_by_accident(tmp_path):
+    synthesize(tmp_path / "x", **SIZES, seed=0)
+    with pytest.raises(UserError, match="--overwrite"):
+        synthesize(tmp_path / "x", **SIZES, seed=0)
+    synthesize(tmp_path / "x", **SIZES, seed=1, overwrite=True)
+
+
+def test_description_counts_duplicates_and_zero_rows(tmp_path):
+    writer = catalog_module.CatalogWriter(tmp_path / "x", "x", 1, 6)
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    rows[1], rows[2], rows[5] = 0, 0, rows[4]
+    with writer.features("visual", 4, rows.dtype, "hand", "rows") as features:
+        features.write(rows[:3])
+        features.write(rows[3:])
+    zeros = np.zeros(1, dtype=np.int64)
+    writer.finish(catalog_module.Interactions(zeros, zeros, zeros, zeros), ["0"] * 6, [""] * 6, {})
+    summary = describe_features(Catalog(tmp_path / "x").features["visual"])
+    assert (summary.zero_share, summary.duplicate_share) == (pytest.approx(2 / 6), pytest.approx(2 / 6))
+    assert json.loads((tmp_path / "x" / "catalog.json").read_text())["num_items"] == 6

@@ -1,0 +1,155 @@
+"""Import of the MMRec convention: what is kept, what is left out, what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.mmrec_source import read_inter, write_inter, write_source
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.mmrec import import_mmrec
+from uatmc_dist.errors import UserError
+
+ENCODERS = {"visual": "camera", "text": "typewriter"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_everything_arrives(tmp_path, dtype):
+    source = write_source(tmp_path / "source", widths=(7, 3), dtype=dtype)
+    (source / "item_text.csv").write_text('itemID,title,source_id\n1,"two\nlines",B01\n')
+    import_mmrec(source, tmp_path / "out", ENCODERS)
+    catalog = Catalog(tmp_path / "out")
+    assert (catalog.name, catalog.num_users, catalog.num_items) == ("shop", 12, 9)
+    for modality, file in (("visual", "image_feat.npy"), ("text", "text_feat.npy")):
+        features = catalog.features[modality]
+        expected = np.load(source / file)
+        assert features.dtype == dtype and features.encoder == ENCODERS[modality]
+        ids = np.array([3, 0, 3, 8])
+        np.testing.assert_array_equal(features.rows(ids), expected[ids].astype(np.float32))
+    kept = catalog.interactions()
+    rows = set(zip(kept.users.tolist(), kept.items.tolist(), kept.splits.tolist(), strict=True))
+    assert rows == set(read_inter(source))
+    ids, titles = catalog.titles()
+    assert (ids[1], titles[1], titles[0]) == ("B01", "two\nlines", "")
+
+
+def test_duplicates_are_kept_once_in_the_earliest_split_and_counted(tmp_path):
+    source = write_source(tmp_path / "source")
+    rows = read_inter(source)
+    user, item, _ = next(row for row in rows if row[2] == 0)
+    write_inter(source, [(user, item, 2), *rows, rows[0]])
+    notes = import_mmrec(source, tmp_path / "out", ENCODERS)
+    assert notes["duplicated_interactions_dropped"] == 2
+    kept = Catalog(tmp_path / "out").interactions()
+    assert len(kept) == len(rows)
+    assert kept.splits[(kept.users == user) & (kept.items == item)].tolist() == [0]
+
+
+def test_cold_start_users_are_left_out_and_counted(tmp_path):
+    source = write_source(tmp_path / "source")
+    rows = [row for row in read_inter(source) if not (row[0] == 4 and row[2] == 0)]
+    write_inter(source, rows)
+    notes = import_mmrec(source, tmp_path / "out", ENCODERS)
+    assert (notes["cold_start_users"], notes["cold_start_interactions_dropped"]) == (1, 2)
+    assert 4 not in Catalog(tmp_path / "out").interactions().users
+
+
+def test_timestamps_may_be_floats_or_absent(tmp_path):
+    source = write_source(tmp_path / "source")
+    text = (source / "shop.inter").read_text().splitlines()
+    (source / "shop.inter").write_text("\n".join([text[0], *(line.replace("00\t", "00.5\t") for line in text[1:])]))
+    import_mmrec(source, tmp_path / "float", ENCODERS)
+    without = [(line.split("\t")[0], line.split("\t")[1], line.split("\t")[3]) for line in text]
+    (source / "shop.inter").write_text("\n".join("\t".join(cells) for cells in without))
+    import_mmrec(source, tmp_path / "absent", ENCODERS)
+
+
+def spoil_features(file, change):
+    def spoil(source):
+        matrix = np.load(source / file)
+        np.save(source / file, change(matrix))
+
+    return spoil
+
+
+def spoil_inter(change):
+    def spoil(source):
+        write_inter(source, change(read_inter(source)))
+
+    return spoil
+
+
+def nan_at_row_2(matrix):
+    matrix[2, 1] = np.nan
+    return matrix
+
+
+def inf_at_row_5(matrix):
+    matrix[5, 0] = np.inf
+    return matrix
+
+
+def header(text):
+    return lambda source: write_inter(source, read_inter(source), text)
+
+
+def truncate(file, size):
+    return lambda source: (source / file).write_bytes((source / file).read_bytes()[:size])
+
+
+REFUSED = {
+    "missing column": (header("userID\titemID\ttimestamp\tlabel"), ["shop.inter", "x_label", "missing"]),
+    "no header": (header("0\t1\t0\t0"), ["shop.inter", "userID", "missing"]),
+    "wrong label": (spoil_inter(lambda rows: [*rows, (0, 1, 7)]), ["shop.inter", "row ", "x_label", "7"]),
+    "text in a number": (spoil_inter(lambda rows: [("A9", 1, 0), *rows]), ["shop.inter", "row 1", "userID", "'A9'"]),
+    "empty cell": (spoil_inter(lambda rows: [(0, "", 0), *rows]), ["shop.inter", "row 1", "itemID"]),
+    "fraction": (spoil_inter(lambda rows: [(0, 1.5, 0), *rows]), ["shop.inter", "row 1", "itemID", "1.5"]),
+    "negative id": (spoil_inter(lambda rows: [(-1, 1, 0), *rows]), ["row 1", "userID", "-1", "negative"]),
+    "item beyond the features": (spoil_inter(lambda rows: [(0, 9, 0), *rows]), ["row 1", "itemID 9", "out of range"]),
+    "gap in the users": (spoil_inter(lambda rows: [*rows, (20, 1, 0)]), ["userID", "not contiguous", "12", "renumber"]),
+    "gap in the items": (spoil_inter(lambda rows: [r for r in rows if r[1] != 3]), ["itemID", "not contiguous", "3"]),
+    "last item unused": (spoil_inter(lambda rows: [r for r in rows if r[1] != 8]), ["8 items", "9 rows"]),
+    "empty valid split": (spoil_inter(lambda rows: [r for r in rows if r[2] != 1]), ["shop.inter", "valid", "empty"]),
+    "no rows": (spoil_inter(lambda rows: []), ["shop.inter", "no interactions"]),
+    "ragged": (truncate("shop.inter", 95), ["shop.inter"]),
+    "NaN": (spoil_features("image_feat.npy", nan_at_row_2), ["image_feat.npy", "row 2", "NaN"]),
+    "Inf": (spoil_features("text_feat.npy", inf_at_row_5), ["text_feat.npy", "row 5", "Inf"]),
+    "row counts": (spoil_features("text_feat.npy", lambda m: m[:-1]), ["text_feat.npy", "8 rows", "9"]),
+    "vector": (spoil_features("text_feat.npy", lambda m: m[:, 0]), ["text_feat.npy", "shape"]),
+    "integers": (spoil_features("image_feat.npy", lambda m: m.astype(int)), ["image_feat.npy", "int64"]),
+    "truncated features": (truncate("image_feat.npy", 200), ["image_feat.npy", "truncated"]),
+    "empty file": (truncate("image_feat.npy", 0), ["image_feat.npy", "truncated"]),
+    "missing modality": (lambda source: (source / "image_feat.npy").unlink(), ["image_feat.npy", "missing"]),
+    "no .inter": (lambda source: (source / "shop.inter").unlink(), ["no .inter file"]),
+    "two .inter": (lambda source: (source / "b.inter").write_text(""), ["b.inter", "keep one"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_in_one_line_and_leaves_no_catalog(tmp_path, case):
+    spoil, expected = REFUSED[case]
+    source = write_source(tmp_path / "source")
+    spoil(source)
+    with pytest.raises(UserError) as error:
+        import_mmrec(source, tmp_path / "out", ENCODERS)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message, message
+    with pytest.raises(UserError, match="no catalog"):
+        Catalog(tmp_path / "out")
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.floats(0.0, 0.999), file=st.sampled_from(["shop.inter", "image_feat.npy", "text_feat.npy"]))
+def test_a_truncated_file_never_ends_in_a_traceback(tmp_path_factory, cut, file):
+    folder = tmp_path_factory.mktemp("cut")
+    source = write_source(folder / "source")
+    whole = (source / file).read_bytes()
+    (source / file).write_bytes(whole[: int(len(whole) * cut)])
+    try:
+        import_mmrec(source, folder / "out", ENCODERS)
+    except UserError:
+        return
+    # A TSV that is cut between two rows, or inside the last number, is a smaller data set.
+    assert file == "shop.inter"
