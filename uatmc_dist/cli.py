@@ -125,7 +125,7 @@ def evaluate(
         lambda users_B: model.users_UK[users_B],
         model.items(),
         ItemBlock(catalog.num_items, 0, 1),
-        KnownPositives(*catalog.split("train"), catalog.num_users, catalog.num_items),
+        KnownPositives.of_training(catalog),
         catalog.split(split),
         catalog.num_users,
         config.evaluation.users_per_batch,

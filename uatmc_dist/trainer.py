@@ -79,7 +79,7 @@ class Trainer:
         any_rank(0)
         self.checkpoints = Checkpoints(self.run.checkpoints, config.checkpoint.keep)
         self.block = ItemBlock(self.catalog.num_items, world.rank, world.size)
-        self.known = KnownPositives(*self.catalog.split("train"), self.catalog.num_users, self.catalog.num_items)
+        self.known = KnownPositives.of_training(self.catalog)
         self._stop_signal = 0
         self._saved_step: int | None = None
         self._log: MetricsLog | None = None

@@ -84,8 +84,9 @@ class _BprAllItemsBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, tangent_users, tangent_items, tangent_positive):  # type: ignore[override]
-        tangents = (tangent_users, tangent_items, tangent_positive)
-        second_order = tiled.bpr_second_order(*ctx.saved_tensors, *tangents)
-        inputs = ctx.saved_tensors[:4]
+        *inputs, rows_E, columns_E = ctx.saved_tensors
+        second_order = tiled.bpr_second_order(
+            *inputs, rows_E, columns_E, tangents=(tangent_users, tangent_items, tangent_positive)
+        )
         cast = [gradient.to(to.dtype) for gradient, to in zip(second_order, inputs, strict=True)]
         return (*cast, None, None, None, None, None)

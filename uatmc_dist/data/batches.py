@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.seeding import generator
 
 _MAX_REDRAWS = 64
@@ -33,6 +34,11 @@ class KnownPositives:
         self._items = self._keys % num_items
         counts = np.bincount(keys // num_items, minlength=num_users)
         self._offsets = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
+
+    @classmethod
+    def of_training(cls, catalog: Catalog) -> "KnownPositives":
+        users, items = catalog.split("train")
+        return cls(users, items, catalog.num_users, catalog.num_items)
 
     def contains(self, users_B: torch.Tensor, items_B: torch.Tensor) -> torch.Tensor:
         keys_B = users_B * self.num_items + items_B

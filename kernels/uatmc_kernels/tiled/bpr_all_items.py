@@ -53,12 +53,13 @@ def bpr_loss_and_gradients(
 
 
 def bpr_second_order(
-    weights_B, users_BK, items_NK, positive_scores_B, rows_E, columns_E, tangent_users, tangent_items, tangent_positive
+    weights_B, users_BK, items_NK, positive_scores_B, rows_E, columns_E, *, tangents
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradient of <tangents, first-order gradients> for (weights, users, items, positive scores).
 
-    A tangent that is None is zero.
+    `tangents` of (users, items, positive scores); one that is None is zero.
     """
+    tangent_users, tangent_items, tangent_positive = tangents
     dtype = accumulator_dtype(users_BK.dtype)
     users_BK, weights_B = users_BK.to(dtype), weights_B.to(dtype)
     tangent_users = None if tangent_users is None else tangent_users.to(dtype)
