@@ -84,9 +84,11 @@ class _BprAllItemsBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, tangent_users, tangent_items, tangent_positive):  # type: ignore[override]
-        *inputs, rows_E, columns_E = ctx.saved_tensors
+        weights_B, users_BK, items_NK, positive_scores_B, rows_E, columns_E = ctx.saved_tensors
+        inputs = (weights_B, users_BK, items_NK, positive_scores_B)
+        tangents = (tangent_users, tangent_items, tangent_positive)
         second_order = tiled.bpr_second_order(
-            *inputs, rows_E, columns_E, tangents=(tangent_users, tangent_items, tangent_positive)
+            weights_B, users_BK, items_NK, positive_scores_B, rows_E, columns_E, tangents=tangents
         )
         cast = [gradient.to(to.dtype) for gradient, to in zip(second_order, inputs, strict=True)]
         return (*cast, None, None, None, None, None)
