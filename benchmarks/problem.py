@@ -32,17 +32,17 @@ class AdversarialStep:
     def ours(self) -> list[torch.Tensor]:
         users_BK, identity_nd, w_v, w_t, bias = self.trained
         content_nd = self.v_nd @ w_v.T + self.t_nd @ w_t.T + bias
-        clean = self._loss(users_BK, identity_nd, content_nd)
+        items_nK = torch.cat([identity_nd, content_nd], dim=1)
+        clean = self._loss(users_BK, items_nK)
         (gradient_nd,) = torch.autograd.grad(clean, content_nd, retain_graph=True)
         detached = [tensor.detach() for tensor in self.trained]
         view = LinearView(self.objective, self.batch, self.rows, *detached[:2], self.v_nd, self.t_nd, *detached[2:])
-        delta_v, delta_t = closed_form(view, self.rule, gradient_nd)
+        delta_v, delta_t = closed_form(view, self.rule, items_nK, gradient_nd)
         perturbed_nd = (self.v_nd + delta_v) @ w_v.T + (self.t_nd + delta_t) @ w_t.T + bias
-        loss = clean + ADV_WEIGHT * self._loss(users_BK, identity_nd, perturbed_nd)
+        loss = clean + ADV_WEIGHT * self._loss(users_BK, torch.cat([identity_nd, perturbed_nd], dim=1))
         return [loss.detach(), *torch.autograd.grad(loss, self.trained)]
 
-    def _loss(self, users_BK: torch.Tensor, identity_nd: torch.Tensor, content_nd: torch.Tensor) -> torch.Tensor:
-        items_nK = torch.cat([identity_nd, content_nd], dim=1)
+    def _loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor) -> torch.Tensor:
         return self.objective.loss(users_BK, items_nK, self.batch, self.rows)
 
     def eager(self) -> list[torch.Tensor]:

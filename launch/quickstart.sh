@@ -21,7 +21,7 @@ train() { # NAME [option=value ...]
 
 if [ ! -f data/quickstart/catalog.json ]; then
     echo "== catalog"
-    uatmc data synthesize data/quickstart --users 3000 --items 2000 --interactions 40000
+    uatmc data synthesize data/quickstart --users 3000 --items 2000 --interactions 24000
 fi
 train quickstart-clean adversarial.epochs=0
 runs=()

@@ -48,7 +48,7 @@ def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder of the new catalog.")],
     users: Annotated[int, typer.Option(help="Number of users.")] = 3000,
     items: Annotated[int, typer.Option(help="Number of items.")] = 2000,
-    interactions: Annotated[int, typer.Option(help="Number of interactions, at least 5 a user.")] = 40000,
+    interactions: Annotated[int, typer.Option(help="Number of interactions, at least 5 a user.")] = 24000,
     visual_dim: Annotated[int, typer.Option(help="Width of the visual features.")] = 256,
     text_dim: Annotated[int, typer.Option(help="Width of the textual features.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same catalog.")] = 0,
@@ -96,13 +96,19 @@ def describe(path: Annotated[Path, typer.Argument(help="Folder of a catalog.")])
     table = Table(*(f"{share:.0%}" for share in quantiles), title="training interactions of an item, by quantile")
     table.add_row(*(f"{value:g}" for value in quantiles.values()))
     console.print(table)
-    table = Table("modality", "width", "dtype", "encoder", "norm: mean", "min", "max", "duplicates", "all-zero",
-                  title="features")  # fmt: skip
-    for name, features in catalog.features.items():
-        summary = describe_features(features)
-        norms = (f"{value:.3f}" for value in (summary.mean_norm, summary.min_norm, summary.max_norm))
-        shares = (f"{value:.2%}" for value in (summary.duplicate_share, summary.zero_share))
-        table.add_row(name, str(summary.width), summary.dtype, summary.encoder, *norms, *shares)
+    summaries = {name: describe_features(features) for name, features in catalog.features.items()}
+    table = Table("features", *summaries)
+    for title, show in (
+        ("width", lambda summary: str(summary.width)),
+        ("dtype", lambda summary: summary.dtype),
+        ("encoder", lambda summary: summary.encoder),
+        ("mean norm", lambda summary: f"{summary.mean_norm:.4f}"),
+        ("smallest norm", lambda summary: f"{summary.min_norm:.4f}"),
+        ("largest norm", lambda summary: f"{summary.max_norm:.4f}"),
+        ("duplicates", lambda summary: f"{summary.duplicate_share:.2%}"),
+        ("all-zero", lambda summary: f"{summary.zero_share:.2%}"),
+    ):
+        table.add_row(title, *(show(summary) for summary in summaries.values()))
     console.print(table)
 
 

@@ -123,7 +123,7 @@ class Trainer:
         if self.rule is not None:
             (gradient_nd,) = torch.autograd.grad(terms["bpr"], content_nd, retain_graph=True)
             view = self._adversary_view(batch, rows, users_BK, identity_nd, v_nd, t_nd)
-            delta_v, delta_t = closed_form(view, self.rule, gradient_nd)
+            delta_v, delta_t = closed_form(view, self.rule, items_nK, gradient_nd)
             perturbed_nd = self.model.dense.fuse(v_nd + delta_v, t_nd + delta_t)
             perturbed_nK = torch.cat([identity_nd, perturbed_nd], dim=1)
             adversarial = self.objective.loss(users_BK, perturbed_nK, batch, rows)

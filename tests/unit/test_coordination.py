@@ -50,7 +50,7 @@ def problem(objective_name, seed=0):
 def test_closed_form_equals_double_differentiation(objective, steps, adv_align_weight, norm):
     view, loss = problem(objective)
     rule = AscentRule(Budget(0.3, norm), steps, adv_align_weight, ITEMS)
-    ours = closed_form(view, rule, view.content_gradient(view.items()))
+    ours = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
     truths = general_form(loss, view.v_nd, view.t_nd, rule)
     for delta, truth, row in zip(ours, truths, (view.v_nd, view.t_nd), strict=True):
         torch.testing.assert_close(delta, truth, rtol=1e-9, atol=1e-9)
@@ -83,7 +83,7 @@ def test_the_adversary_raises_the_loss_and_coordination_raises_the_alignment():
 
     def loss_and_alignment(adv_align_weight):
         rule = AscentRule(Budget(0.05, "l2"), 1, adv_align_weight, ITEMS)
-        delta_v, delta_t = closed_form(view, rule, view.content_gradient(view.items()))
+        delta_v, delta_t = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
         leaves = [delta_v.requires_grad_(), delta_t.requires_grad_()]
         value = loss(view.v_nd + leaves[0], view.t_nd + leaves[1])
         cosine = torch.nn.functional.cosine_similarity(*torch.autograd.grad(value, leaves), dim=1).mean()

@@ -68,12 +68,14 @@ class LinearView:
         return self.objective.content_hvp(self.users_BK, items_nK, self.batch, self.rows, tangent_nd)
 
 
-def closed_form(view: LinearView, rule: AscentRule, clean_gradient_nd: torch.Tensor) -> Deltas:
+def closed_form(
+    view: LinearView, rule: AscentRule, clean_items_nK: torch.Tensor, clean_gradient_nd: torch.Tensor
+) -> Deltas:
     """delta* by section 4.1: the gradient g is replaced by g + lambda HVP(omega).
 
-    `clean_gradient_nd` is g at delta = 0, a by-product of the clean pass.
+    The clean items and `clean_gradient_nd`, g at delta = 0, are by-products of the clean pass.
     """
-    gradient_nd, items_nK = clean_gradient_nd.contiguous(), view.items()
+    gradient_nd, items_nK = clean_gradient_nd.contiguous(), clean_items_nK.detach()
     budget = rule.budget
     deltas: Deltas | None = None
     for _ in range(rule.num_steps):

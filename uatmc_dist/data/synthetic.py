@@ -16,8 +16,9 @@ from uatmc_dist.data.catalog import CatalogWriter, Interactions, block_rows
 from uatmc_dist.errors import UserError
 
 _SHARED, _SINGLE, _STYLE = 16, 8, 8
-_ITEMS_PER_CLUSTER = 40
-_CLUSTERS_PER_USER = 3
+_ITEMS_PER_CLUSTER = 12  # small clusters: few buyers an item, so that content says more than co-purchases
+_CLUSTERS_PER_USER = 5
+_CLUSTERS_MET = 32
 _CANDIDATES = 6
 _MIN_DEGREE = 5
 _CHUNK = 1 << 16
@@ -59,7 +60,7 @@ def synthesize(
     visual_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
     text_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
 
-    drawn = _draw_interactions(rng, users, items, interactions, cluster_of, num_clusters, visual_only, text_only)
+    drawn = _draw_interactions(rng, users, items, interactions, cluster_of, centres, visual_only, text_only)
     total = 2 * items
     for index, (modality, width, single) in enumerate(
         (("visual", visual_dim, visual_only), ("text", text_dim, text_only))
@@ -87,16 +88,22 @@ def _draw_interactions(
     items: int,
     interactions: int,
     cluster_of: np.ndarray,
-    num_clusters: int,
+    centres: np.ndarray,
     visual_only: np.ndarray,
     text_only: np.ndarray,
 ) -> Interactions:
     popularity = rng.permutation((np.arange(items) + 5.0) ** -1.0)
     cumulative = np.concatenate([[0.0], popularity.cumsum()])
-    first = np.searchsorted(cluster_of, np.arange(num_clusters + 1))
+    first = np.searchsorted(cluster_of, np.arange(len(centres) + 1))
     filled = np.flatnonzero(np.diff(first))
-    favourites = filled[rng.integers(len(filled), size=(users, _CLUSTERS_PER_USER))]
-    taste = rng.standard_normal((users, 2 * _SINGLE), dtype=np.float32)
+    taste = rng.standard_normal((users, _SHARED + 2 * _SINGLE), dtype=np.float32)
+    favourites = np.concatenate(
+        [
+            _favourite_clusters(rng, taste[start : start + _CHUNK, :_SHARED], centres, filled)
+            for start in range(0, users, _CHUNK)
+        ]
+    )
+    taste = taste[:, _SHARED:]
 
     degree = _degrees(rng, users, items, interactions)
     pairs = np.empty(0, dtype=np.int64)
@@ -127,6 +134,16 @@ def _draw_interactions(
     degree = np.bincount(user_of, minlength=users)
     rank = np.arange(len(pairs)) - np.repeat(degree.cumsum() - degree, degree)
     return Interactions(user_of, pairs % items, 86400 * rank, _splits(rank, degree[user_of]))
+
+
+def _favourite_clusters(
+    rng: np.random.Generator, taste: np.ndarray, centres: np.ndarray, filled: np.ndarray
+) -> np.ndarray:
+    """Of some clusters that each user comes across, those whose content is closest to the user's taste."""
+    met = filled[rng.integers(len(filled), size=(len(taste), _CLUSTERS_MET))]
+    fit = np.einsum("ud,ucd->uc", taste, centres[met])
+    best = np.argsort(-fit, axis=1)[:, :_CLUSTERS_PER_USER]
+    return np.take_along_axis(met, best, axis=1)
 
 
 def _degrees(rng: np.random.Generator, users: int, items: int, interactions: int) -> np.ndarray:

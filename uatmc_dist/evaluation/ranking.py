@@ -3,6 +3,7 @@
 B  users ranked at a time    k  length of the ranking    n  items of this rank
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -38,7 +39,7 @@ def rank_split(
     users = torch.from_numpy(np.unique(split[0]))
     items_nK = items_nK.double()
     k = max(METRIC_KS)
-    totals: dict[str, torch.Tensor] = {}
+    per_user: dict[str, list[torch.Tensor]] = {}
     for start in range(0, len(users), users_per_batch):
         users_B = users[start : start + users_per_batch]
         seen = known.within(users_B, block.lo, block.hi)
@@ -49,8 +50,9 @@ def rank_split(
         hits_Bk = relevant.contains(users_B[:, None].expand_as(ids_Bk).reshape(-1), ids_Bk.reshape(-1))
         hits_Bk = hits_Bk.view_as(ids_Bk) & (ids_Bk >= 0)
         for name, values_B in metrics_of_hits(hits_Bk, relevant.num_items_of(users_B)).items():
-            totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + values_B.sum()
-    return {name: float(total) / len(users) for name, total in totals.items()}
+            per_user.setdefault(name, []).append(values_B)
+    # Exact sums: the mean does not depend on how many users were ranked at a time.
+    return {name: math.fsum(torch.cat(values).tolist()) / len(users) for name, values in per_user.items()}
 
 
 def metrics_of_hits(hits_Bk: torch.Tensor, num_relevant_B: torch.Tensor) -> dict[str, torch.Tensor]:

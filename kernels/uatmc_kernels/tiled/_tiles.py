@@ -8,7 +8,7 @@ import torch
 from uatmc_kernels._dispatch import accumulator_dtype
 
 # One B x T tile should stay in the cache while several elementwise passes go over it.
-TILE_BYTES = 2 << 20
+TILE_BYTES = 3 << 20
 MIN_TILE, MAX_TILE = 64, 4096
 ROWS_PER_CHUNK = 16384
 

@@ -8,13 +8,34 @@ With x_bj = s_bj - positive_score_b, weights w_b and a directional change t_bj o
 import torch
 
 from uatmc_kernels._dispatch import accumulator_dtype
-from uatmc_kernels.tiled._tiles import relative_score_tiles
+from uatmc_kernels.tiled._tiles import Tile, relative_score_tiles
 
 
-def _add_softplus(loss_B: torch.Tensor, scores_BT: torch.Tensor, scratch_BT: torch.Tensor) -> None:
-    # The functional form has no `out`; beyond the threshold softplus(x) and x agree to 2e-22.
-    torch.ops.aten.softplus.out(scores_BT, 1.0, 50.0, out=scratch_BT)
-    loss_B += scratch_BT.sum(1)
+# Halvings of a tile's columns before a logarithm is taken: at most 15 factors, each at least 1/2.
+_HALVINGS = 3
+
+
+def _loss_and_sigma(loss_B: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """Adds the tile's softplus(x) to loss_B and returns sigma(x) [B, T]; both buffers of the tile are used up.
+
+    softplus(x) = max(x, 0) - log max(sigma, 1 - sigma), where the argument lies in [1/2, 1]: many of them are
+    multiplied before one logarithm is taken, and sigma, which the gradients need, is the only exponential.
+    """
+    sigma_BT = torch.sigmoid(tile.scores_BT, out=tile.scratch_BT)
+    rest_BT = tile.scores_BT.clamp_(min=0)
+    loss_B += rest_BT.sum(1)
+    torch.maximum(torch.sub(1, sigma_BT, out=rest_BT), sigma_BT, out=rest_BT)
+    width = rest_BT.shape[1]
+    for _ in range(_HALVINGS):
+        half = width // 2
+        if half == 0:
+            break
+        if width % 2:
+            rest_BT.select(1, 0).mul_(rest_BT.select(1, width - 1))
+        rest_BT.narrow(1, 0, half).mul_(rest_BT.narrow(1, half, half))
+        width = half
+    loss_B -= rest_BT[:, :width].log_().sum(1)
+    return sigma_BT
 
 
 def bpr_loss(users_BK, items_NK, positive_scores_B, rows_E, columns_E) -> torch.Tensor:
@@ -23,7 +44,7 @@ def bpr_loss(users_BK, items_NK, positive_scores_B, rows_E, columns_E) -> torch.
     users_BK = users_BK.to(dtype)
     loss_B = users_BK.new_zeros(len(users_BK), dtype=torch.float64)
     for tile in relative_score_tiles(users_BK, items_NK, positive_scores_B, rows_E, columns_E):
-        _add_softplus(loss_B, tile.scores_BT, tile.scratch_BT)
+        _loss_and_sigma(loss_B, tile)
     return loss_B.to(dtype)
 
 
@@ -40,8 +61,7 @@ def bpr_loss_and_gradients(
     d_users_BK = torch.zeros_like(users_BK)
     d_items_NK = users_BK.new_empty(items_NK.shape)
     for tile in relative_score_tiles(users_BK, items_NK, positive_scores_B, rows_E, columns_E):
-        _add_softplus(loss_B, tile.scores_BT, tile.scratch_BT)
-        sigma_BT = tile.scores_BT.sigmoid_()
+        sigma_BT = _loss_and_sigma(loss_B, tile)
         sigma_B += sigma_BT.sum(1)
         torch.mm(sigma_BT.T, weighted_BK, out=d_items_NK[tile.start : tile.stop])
         d_users_BK.addmm_(sigma_BT, tile.items_TK)
