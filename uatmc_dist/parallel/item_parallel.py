@@ -92,8 +92,8 @@ def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
 def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
     """This rank's share of <user b, row index_B[b]>: zero where the index is -1. Sum over ranks for all."""
     mine, index = owned(index_B, users_BK.device)
-    scores = (users_BK[mine] * rows_nK[index]).sum(1)
-    return users_BK.new_zeros(len(users_BK)).index_put((mine,), scores)
+    scores = (users_BK.index_select(0, mine) * rows_nK.index_select(0, index)).sum(1)
+    return users_BK.new_zeros(len(users_BK)).index_add(0, mine, scores)
 
 
 def owned(index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

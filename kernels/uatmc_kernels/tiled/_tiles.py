@@ -8,7 +8,7 @@ import torch
 from uatmc_kernels._dispatch import accumulator_dtype
 
 # One B x T tile should stay in the cache while several elementwise passes go over it.
-TILE_BYTES = 3 << 20
+TILE_BYTES = 6 << 20
 MIN_TILE, MAX_TILE = 64, 4096
 ROWS_PER_CHUNK = 16384
 
@@ -46,6 +46,9 @@ def relative_score_tiles(
     minus_positive_B1 = positive_scores_B.to(dtype).neg()[:, None]
     starts = torch.arange(0, num_items + width, width, device=columns_E.device)
     bounds = torch.searchsorted(columns_E, starts).tolist()
+    # Where an entry lies in its tile, which is `width` columns wide, or less if it is the last one.
+    first_E = columns_E - columns_E % width
+    flat_E = rows_E * (num_items - first_E).clamp(max=width) + columns_E - first_E
     for index, start in enumerate(range(0, num_items, width)):
         stop = min(start + width, num_items)
         shape = (num_users, stop - start)
@@ -54,5 +57,5 @@ def relative_score_tiles(
         torch.addmm(minus_positive_B1, users_BK, items_TK.T, out=tile_BT)
         first, last = bounds[index], bounds[index + 1]
         if first < last:
-            tile_BT[rows_E[first:last], columns_E[first:last] - start] = float("-inf")
+            tile_BT.view(-1).index_fill_(0, flat_E[first:last], float("-inf"))
         yield Tile(start, stop, tile_BT, scratch[: shape[0] * shape[1]].view(shape), items_TK)

@@ -11,8 +11,8 @@ from uatmc_kernels._dispatch import accumulator_dtype
 from uatmc_kernels.tiled._tiles import Tile, relative_score_tiles
 
 
-# Halvings of a tile's columns before a logarithm is taken: at most 15 factors, each at least 1/2.
-_HALVINGS = 3
+# Halvings of a tile's columns before a logarithm is taken: at most 63 factors, each at least 1/2.
+_HALVINGS = 5
 
 
 def _loss_and_sigma(loss_B: torch.Tensor, tile: Tile) -> torch.Tensor:
