@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, torchrun
 from safetensors.torch import load_file
 
+from conftest import ROOT, torchrun
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
 

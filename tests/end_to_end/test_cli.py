@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from tests.unit.mmrec_source import write_source
 from uatmc_dist.config import iterate_options
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, torchrun
 
+from conftest import ROOT, torchrun
 from uatmc_dist.data.synthetic import synthesize
 
 UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]

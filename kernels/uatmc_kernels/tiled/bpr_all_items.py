@@ -10,7 +10,6 @@ import torch
 from uatmc_kernels._dispatch import accumulator_dtype
 from uatmc_kernels.tiled._tiles import Tile, relative_score_tiles
 
-
 # Halvings of a tile's columns before a logarithm is taken: at most 63 factors, each at least 1/2.
 _HALVINGS = 5
 
