@@ -207,8 +207,10 @@ def compare(
             )
         )
         k = report["k"]
-    columns = ("run", "Recall@20", "NDCG@20", f"Hit@{k} before", "after FGSM", "after PGD", "promotion gain (PGD)")
-    table = Table(*columns, title=f"accuracy and promotion attacks, epsilon {shown:g}")
+    table = Table(title=f"accuracy and promotion attacks, epsilon {shown:g}")
+    table.add_column("run", no_wrap=True)
+    for column in ("Recall@20", "NDCG@20", f"Hit@{k} before", "after FGSM", "after PGD", "gain (PGD)"):
+        table.add_column(column.replace(" ", "\n"), justify="right")
     for row in rows:
         table.add_row(*row)
     console.print(table)

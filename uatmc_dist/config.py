@@ -139,7 +139,7 @@ class EvaluationConfig(Section):
 
 
 class AttackConfig(Section):
-    """Promotion attacks, protocol `paper` (ALGORITHM section 6)."""
+    """Promotion attacks, protocol `paper` (docs/algorithm.md, section 6)."""
 
     epsilons: list[Rate] = [0.025, 0.05, 0.075, 0.1]
     """Radii of the perturbation, as shares of the L2 norm of the projected feature row."""

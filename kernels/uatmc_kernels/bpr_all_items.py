@@ -31,7 +31,7 @@ def bpr_all_items(
     Column `skip_B[b]` (the positive; -1: not in this block) is left out, and so are the entries of
     `seen`, a CSR pair (offsets [B+1], columns) of known positives, both int64 columns of this block.
     Inputs are float64, float32 or bfloat16; sums are kept in float32 (float64 for float64).
-    Differentiable twice in users, items and positive scores (ALGORITHM, sections 2 and 4.2).
+    Differentiable twice in users, items and positive scores (docs/algorithm.md, sections 2 and 4.2).
 
     Returns loss_B in the accumulator's dtype.
     Raises ValueError, naming the argument, for shapes, dtypes or devices that do not fit.

@@ -26,7 +26,7 @@ def bpr_all_items_hvp(
     seen: Seen | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The HVP pass of ALGORITHM section 4.1, for the unweighted sum over users of `bpr_all_items`.
+    """The HVP pass of docs/algorithm.md, section 4.1, for the unweighted sum over users of `bpr_all_items`.
 
     columns              slice of the K columns that hold the content half (h_b of a user); width d
     tangent_items_Nd     direction omega, one row an item of this block

@@ -9,7 +9,7 @@ from uatmc_kernels._dispatch import Implementation, check_float, resolve
 def coordinate(
     g_Nd: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor, *, implementation: Implementation = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cosine between g W_v and g W_t, and its gradient with respect to g (ALGORITHM section 4.1).
+    """Mean cosine between g W_v and g W_t, and its gradient with respect to g (docs/algorithm.md, section 4.1).
 
     g_Nd [N, d] gradients of the content rows; w_v [d, d_v], w_t [d, d_t], whose widths may differ.
     A row with a zero projection has no direction: it adds nothing to the mean (the divisor stays N)

@@ -19,7 +19,7 @@ def perturb(
     norm: Literal["l2", "linf"] = "l2",
     implementation: Implementation = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perturbations on the surface of the relative ball of radius epsilon ||row|| (ALGORITHM section 4).
+    """Perturbations on the surface of the relative ball of radius epsilon ||row|| (docs/algorithm.md, section 4).
 
     g_Nd [N, d] ascent direction in the content rows; w_v [d, d_v], w_t [d, d_t] take it to the
     modalities; v_N [N, d_v], t_N [N, d_t] are the rows whose L2 norm scales the radius.

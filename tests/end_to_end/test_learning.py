@@ -25,7 +25,7 @@ def uatmc(*arguments) -> str:
 def quickstart(tmp_path_factory) -> Path:
     """The quickstart's configuration on a smaller catalog."""
     folder = tmp_path_factory.mktemp("quickstart")
-    synthesize(folder / "catalog", users=1000, items=700, interactions=12000, visual_dim=64, text_dim=48, seed=1)
+    synthesize(folder / "catalog", users=1200, items=900, interactions=9600, visual_dim=64, text_dim=48, seed=1)
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     values.update(catalog=str(folder / "catalog"), output_dir=str(folder))
     values["attack"] = {"seeds": [1, 2, 3]}

@@ -1,4 +1,4 @@
-"""J(delta) and its ascent step: untargeted, on every item, coordinated over the modalities (ALGORITHM section 4).
+"""J(delta) and its ascent step: untargeted, on every item, coordinated over modalities (docs/algorithm.md, section 4).
 
     J(delta) = L(delta) + lambda mean_j cos(dL/ddelta^v_j, dL/ddelta^t_j)
 

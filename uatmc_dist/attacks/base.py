@@ -1,7 +1,7 @@
 """What every attack shares: the targets it may move, and the gradient of the promotion loss.
 
 The attack happens at inference time: the model is fixed, only the projected features of the target items
-move, and each target is attacked for itself (ALGORITHM section 6).
+move, and each target is attacked for itself (docs/algorithm.md, section 6).
 
     T  target items attacked together    A  anchor users    d  width of a projected row    K  2d
 """

@@ -1,4 +1,4 @@
-"""Promotion attacks on a trained model, protocol `paper` (ALGORITHM section 6).
+"""Promotion attacks on a trained model, protocol `paper` (docs/algorithm.md, section 6).
 
 For each seed: random target items, random anchor users; each target is attacked for itself, all of them
 batched. Hit@k is the share of anchors that have the target among their k best items, nothing masked.

@@ -1,4 +1,4 @@
-"""The two BPR objectives over item blocks: sampled (paper) and full catalog (ALGORITHM section 2).
+"""The two BPR objectives over item blocks: sampled (paper) and full catalog (docs/algorithm.md, section 2).
 
 An objective says which items a step touches, returns this rank's partial loss, and knows the product of its
 Hessian in the content rows with a direction (section 4.1).

@@ -1,4 +1,4 @@
-"""Projectors of raw features, and the linear fusion of their outputs (ALGORITHM sections 1 and 2)."""
+"""Projectors of raw features, and the linear fusion of their outputs (docs/algorithm.md, sections 1 and 2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The loss terms beside BPR: embedding norms, and InfoNCE between the modalities (ALGORITHM section 2)."""
+"""The loss terms beside BPR: embedding norms, and InfoNCE between the modalities (docs/algorithm.md, section 2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Tiled pass of `uatmc_kernels.coordinate`: chunks of rows, the closed form of ALGORITHM section 4.1."""
+"""Tiled pass of `uatmc_kernels.coordinate`: chunks of rows, the closed form of docs/algorithm.md, section 4.1."""
 
 import torch
 
