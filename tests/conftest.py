@@ -51,7 +51,7 @@ def write_config(tmp_path, tiny_catalog):
 def torchrun(ranks: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
     """Runs a script of this repository on gloo ranks; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
         [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )

@@ -32,7 +32,7 @@ def assert_same(ours: list[dict], expected: list[dict], tolerance: float) -> Non
 
 def start(ranks: int, config: Path, *options: str, overrides=()) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(
         [*command, "train.py", str(config), *overrides],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

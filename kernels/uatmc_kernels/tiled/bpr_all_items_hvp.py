@@ -19,8 +19,8 @@ def bpr_all_items_hvp(
         sigma_BT = tile.scores_BT.sigmoid_()
         tangent_Td = tangent_items_Nd[tile.start : tile.stop].to(dtype)
         second_BT = torch.addmm(minus_tangent_B1, content_Bd, tangent_Td.T, out=tile.scratch_BT)
-        second_BT *= sigma_BT
-        second_BT *= sigma_BT.neg_().add_(1)
+        # second *= sigma (1 - sigma), in one pass over the tile
+        torch.ops.aten.sigmoid_backward.grad_input(second_BT, sigma_BT, grad_input=second_BT)
         row_sums_B += second_BT.sum(1)
         torch.mm(second_BT.T, content_Bd, out=hvp_Nd[tile.start : tile.stop])
     return hvp_Nd, row_sums_B.to(dtype)
