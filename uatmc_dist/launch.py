@@ -5,11 +5,11 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from uatmc_dist.config import iterate_options, load_config
+from uatmc_dist.config import Config, iterate_options, load_config
 from uatmc_dist.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -30,20 +30,15 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of that name and start anew.")] = False,
 ) -> None:
     """Trains a recommender, alone or under torchrun. An interrupted run goes on with the same command."""
-    exit_code = 0
     try:
-        exit_code = _train(config, overrides or [], overwrite)
+        resolved = load_config(config, overrides or [])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        exit_code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    raise typer.Exit(exit_code)
+        _tell(error)
+        raise typer.Exit(2) from None
+    _train(resolved, overwrite)
 
 
-def _train(path: Path, overrides: list[str], overwrite: bool) -> int:
-    config = load_config(path, overrides)
+def _train(config: Config, overwrite: bool) -> NoReturn:
     # What torch says to the authors of TorchRec, not to our users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -56,12 +51,19 @@ def _train(path: Path, overrides: list[str], overwrite: bool) -> int:
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
         Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
     except Interrupted as interrupted:
-        return interrupted.exit_code
-    finally:
-        process_group.leave()
+        process_group.leave(interrupted.exit_code)
+    except UserError as error:
+        _tell(error)
+        process_group.leave(2)
     if world.is_first:
         print(f"done: {config.run_dir}\nnext: uatmc evaluate {config.run_dir}    uatmc attack {config.run_dir}")
-    return 0
+    process_group.leave()
+
+
+def _tell(error: UserError) -> None:
+    """Once, not once a rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Joining the ranks of a run: one process alone, torchrun on one machine, or SLURM through torchrun."""
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -55,6 +57,15 @@ def any_rank(flag: int) -> int:
     return int(flags)
 
 
-def leave() -> None:
+def leave(exit_code: int = 0) -> NoReturn:
+    """Ends the process. What was written must be closed by now.
+
+    Without the interpreter's own shutdown: DeepSpeed keeps groups of its own alive, and gloo's threads abort the
+    process now and then when they drop their last tensors in an interpreter that is going away
+    (pytorch/pytorch pull request 179291).
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
