@@ -25,7 +25,7 @@ setup(
         "cpu": ["torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0", "deepspeed==0.19.8"],
         "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
         "report": ["matplotlib>=3.9"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML", "types-psutil"],
     },
     entry_points={"console_scripts": ["uatmc=uatmc_dist.cli:main"]},
 )

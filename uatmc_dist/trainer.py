@@ -65,6 +65,8 @@ class Trainer:
         self.catalog = Catalog(config.catalog)
         if config.model.content and not set(self.catalog.features) >= {"visual", "text"}:
             raise UserError(f"{config.catalog}: a modality is missing; import both, or set model.content=false")
+        if self.catalog.num_items < 2:
+            raise UserError(f"{config.catalog}: {self.catalog.num_items} item; ranking needs at least 2")
         self.run = runs.RunFolder(config.run_dir)
         self.run.check(config, overwrite)
         self._start_from = None if config.start_from is None else ModelFile(config.start_from)
