@@ -93,7 +93,8 @@ class AdversarialConfig(Section):
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row."""
     norm: Literal["l2", "linf"] = "l2"
-    """Norm of the ball."""
+    """Norm of the ball. The sign step of linf is not continuous, so that rounding shows: numbers of ranks
+    agree to about 1e-3, not 1e-5."""
     steps: Positive = 1
     """Ascent steps of the adversary, each projected back into the ball."""
     adv_weight: Weight = 5.0

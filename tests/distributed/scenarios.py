@@ -18,9 +18,10 @@ SCENARIOS = {
     "full/uat": ["clean.objective=full_catalog", "adversarial.adversary=uat", "engine.gradient_clipping=0.01"],
     "full/uat_mc": ["clean.objective=full_catalog", "tables.optimizer=rowwise_adagrad"],
     "full/uat_mc/known": ["clean.objective=full_catalog", "training.exclude_known_positives=true"],
-    "full/uat_mc/steps": ["adversarial.steps=3", "adversarial.norm=linf", "training.lr_schedule=cosine"],
+    "full/uat_mc/steps": ["adversarial.steps=3", "training.lr_schedule=cosine"],
+    "full/uat_mc/linf": ["adversarial.steps=3", "adversarial.norm=linf"],
     "sampled/uat_mc/steps": ["adversarial.objective=sampled", "adversarial.steps=2"],
-    "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=2"],
+    "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }
 """Overrides of the base configuration, whose adversarial phase lasts two epochs."""

@@ -34,7 +34,8 @@ def seen(tmp_path_factory, tiny_catalog):
 def test_losses_equal_those_of_one_rank(seen, scenario, ranks):
     ours, one = seen[ranks][scenario]["losses"], seen[1][scenario]["losses"]
     assert len(one) >= 20
-    tolerance = 2e-2 if scenario == "bf16" else 1e-5
+    # A sign step (linf) is not continuous: a gradient that is zero but for rounding may take either sign.
+    tolerance = {"bf16": 2e-2, "full/uat_mc/linf": 1e-2}.get(scenario, 1e-5)
     for step, (terms, expected) in enumerate(zip(ours[:20], one[:20], strict=True)):
         assert terms == {name: pytest.approx(value, rel=tolerance) for name, value in expected.items()}, f"step {step}"
 
