@@ -1,8 +1,13 @@
 """Projectors of raw features, and the linear fusion of their outputs (docs/algorithm.md, sections 1 and 2)."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from uatmc_dist.data.catalog import Catalog
+
+_PROJECTED_AT_ONCE = 4096
 
 
 class Projector(nn.Sequential):
@@ -49,3 +54,21 @@ class ContentModel(nn.Module):
         dtype = self.w_v.dtype
         content_nd = F.linear(v_nd.to(dtype), self.w_v, self.bias) + F.linear(t_nd.to(dtype), self.w_t)
         return content_nd.float()
+
+
+@torch.no_grad()
+def project_items(
+    model: ContentModel, catalog: Catalog, lo: int, hi: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projected rows v, t [hi - lo, d] of the items [lo, hi), chunk by chunk: raw features are never held whole."""
+    parts = []
+    for start in range(lo, max(hi, lo + 1), _PROJECTED_AT_ONCE):  # an empty block still has a width
+        ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, hi))
+        parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in ("visual", "text"))))
+    v_parts, t_parts = zip(*parts, strict=True)
+    return torch.cat(v_parts), torch.cat(t_parts)
+
+
+def raw_rows(catalog: Catalog, modality: str, ids: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Raw feature rows [len(ids), D] in float32."""
+    return torch.from_numpy(catalog.features[modality].rows(ids)).to(device)

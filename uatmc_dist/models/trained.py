@@ -5,7 +5,6 @@ model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense par
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -14,10 +13,9 @@ from safetensors.torch import save_file
 from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.models.projectors import ContentModel, project_items
 
 FILE = "model.safetensors"
-_PROJECTED_AT_ONCE = 4096
 
 
 def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> None:
@@ -115,17 +113,7 @@ class TrainedModel:
             self.dense = ContentModel(*widths, model.visual_hidden, model.text_hidden, model.embedding_dim)
             self.dense.load_state_dict(weights)
             self.dense.requires_grad_(False)
-            self.v_Nd, self.t_Nd = self._project(catalog)
-
-    def _project(self, catalog: Catalog) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.dense is not None
-        parts = []
-        for start in range(0, catalog.num_items, _PROJECTED_AT_ONCE):
-            ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, catalog.num_items))
-            raw = [torch.from_numpy(catalog.features[name].rows(ids)) for name in ("visual", "text")]
-            parts.append(self.dense.project(*raw))
-        v_parts, t_parts = zip(*parts, strict=True)
-        return torch.cat(v_parts), torch.cat(t_parts)
+            self.v_Nd, self.t_Nd = project_items(self.dense, catalog, 0, catalog.num_items, torch.device("cpu"))
 
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""

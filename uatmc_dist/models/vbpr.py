@@ -5,18 +5,16 @@ n  rows of this rank    d  embedding_dim    K  2d with content, d without
 
 from typing import Literal
 
-import numpy as np
 import torch
 
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.models.projectors import ContentModel, project_items, raw_rows
 from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
 
 PhaseName = Literal["clean", "adversarial"]
-_PROJECTED_AT_ONCE = 4096
 
 
 def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
@@ -90,7 +88,8 @@ class VBPR:
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t [n, d] of these items of this rank's block."""
         if self._projected is None:
-            return self.dense.project(self._raw("visual", ids_n.numpy()), self._raw("text", ids_n.numpy()))
+            raw = (raw_rows(self._catalog, modality, ids_n.numpy(), self._device) for modality in ("visual", "text"))
+            return self.dense.project(*raw)
         v_nd, t_nd = self._projected
         if len(ids_n) == len(v_nd):
             return v_nd, t_nd
@@ -106,16 +105,5 @@ class VBPR:
         v_nd, t_nd = self._projected or self._project_block()
         return torch.cat([identity, self.dense.fuse(v_nd, t_nd)], dim=1)
 
-    @torch.no_grad()
     def _project_block(self) -> tuple[torch.Tensor, torch.Tensor]:
-        block = self.items.block
-        starts = range(block.lo, max(block.hi, block.lo + 1), _PROJECTED_AT_ONCE)
-        parts = []
-        for start in starts:
-            ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, block.hi))
-            parts.append(self.dense.project(self._raw("visual", ids), self._raw("text", ids)))
-        v_parts, t_parts = zip(*parts, strict=True)
-        return torch.cat(v_parts), torch.cat(t_parts)
-
-    def _raw(self, modality: str, ids: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._catalog.features[modality].rows(ids)).to(self._device)
+        return project_items(self.dense, self._catalog, self.items.block.lo, self.items.block.hi, self._device)

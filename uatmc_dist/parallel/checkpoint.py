@@ -6,10 +6,10 @@ checkpoints/latest      name of the newest whole one
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import PickleError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,28 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.vbpr import VBPR
+from uatmc_dist.parallel.engine import DenseEngine
+
+
+class CheckpointedTable(Protocol):
+    name: str
+
+    def weights(self) -> dict[str, Any]: ...
+
+    def optimizer_state(self) -> dict[str, Any]: ...
+
+    def load(self, weights: dict[str, Any], optimizer_state: dict[str, Any] | None) -> None: ...
+
+
+class Checkpointed(Protocol):
+    """What a checkpoint holds of a model, under global names."""
+
+    engine: DenseEngine
+
+    @property
+    def tables(self) -> Sequence[CheckpointedTable]: ...
+
+    def dense_weights(self) -> dict[str, torch.Tensor]: ...
 
 
 class Checkpoints:
@@ -45,7 +66,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise UserError(f"{path / 'position.json'}: cannot be read ({error}); {self._mend()}") from None
 
-    def save(self, model: VBPR, position: dict[str, Any], protected_step: int | None) -> None:
+    def save(self, model: Checkpointed, position: dict[str, Any], protected_step: int | None) -> None:
         """Collective. `protected_step` (the best one so far) is never pruned."""
         path = self.at_step(position["step"])
         partial = path.with_suffix(".partial")
@@ -76,7 +97,7 @@ class Checkpoints:
             self._load({"dense": weights}, path)
         return weights
 
-    def load(self, model: VBPR, path: Path) -> None:
+    def load(self, model: Checkpointed, path: Path) -> None:
         """Weights and optimiser state. Collective."""
         state = {**_weights(model), **_optimizer_state(model)}
         self._load(state, path)
@@ -84,7 +105,7 @@ class Checkpoints:
             table.load(state["tables"][table.name], state["table_optimizers"][table.name])
         model.engine.load(state["dense"], state["dense_optimizer"])
 
-    def load_weights(self, model: VBPR, path: Path) -> None:
+    def load_weights(self, model: Checkpointed, path: Path) -> None:
         """Weights alone: optimisers stay as they are. Collective."""
         state = _weights(model)
         self._load(state, path)
@@ -118,11 +139,11 @@ class Checkpoints:
                 shutil.rmtree(self.at_step(step))
 
 
-def _weights(model: VBPR) -> dict[str, Any]:
+def _weights(model: Checkpointed) -> dict[str, Any]:
     return {"tables": {table.name: table.weights() for table in model.tables}, "dense": model.dense_weights()}
 
 
-def _optimizer_state(model: VBPR) -> dict[str, Any]:
+def _optimizer_state(model: Checkpointed) -> dict[str, Any]:
     return {
         "table_optimizers": {table.name: table.optimizer_state() for table in model.tables},
         "dense_optimizer": model.engine.state(),
