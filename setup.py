@@ -22,7 +22,9 @@ setup(
         "tensorboard>=2.18",
     ],
     extras_require={
-        "cpu": ["torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0", "deepspeed==0.19.8"],
+        # The stand-in of packaging/fbgemm-gpu-shim by its version: where it is missing pip stops, instead of
+        # fetching the CUDA build that TorchRec's metadata asks for.
+        "cpu": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0+cpu.shim", "deepspeed==0.19.8"],
         "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
         "report": ["matplotlib>=3.9"],
         "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML", "types-psutil"],
