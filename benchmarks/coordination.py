@@ -1,0 +1,53 @@
+"""How much the gradient of the cosine weighs against that of the loss: |HVP(omega)| / |g| by item, at lambda = 1.
+
+python -m benchmarks.coordination configs/hm-fashion.yaml runs/hm-fashion-clean-s0
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uatmc_dist.adversary.coordination import LinearView
+from uatmc_dist.config import load_config
+from uatmc_dist.parallel import process_group
+from uatmc_dist.trainer import Position, Trainer
+from uatmc_kernels import coordinate
+
+
+class WatchedTrainer(Trainer):
+    def _adversary_view(self, *arguments: Any) -> LinearView:
+        view = super()._adversary_view(*arguments)
+        items_nK = view.items()
+        gradient_nd = view.content_gradient(items_nK).contiguous()
+        _, omega_nd = coordinate(gradient_nd, view.w_v, view.w_t)
+        omega_nd *= len(omega_nd) / self.catalog.num_items
+        ratios = view.content_hvp(items_nK, omega_nd).norm(dim=1) / gradient_nd.norm(dim=1)
+        low, median, high = torch.quantile(ratios, torch.tensor([0.1, 0.5, 0.9])).tolist()
+        print(f"  |HVP| / |g|: 10 % {low:.3g}, median {median:.3g}, 90 % {high:.3g}")
+        return view
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("clean_run", type=Path)
+    parser.add_argument("--steps", type=int, default=3)
+    arguments = parser.parse_args()
+    world = process_group.join()
+    for objective in ("full_catalog", "sampled"):
+        print(objective)
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = [f"start_from={arguments.clean_run}", f"output_dir={folder}", "adversarial.epochs=1"]
+            config = load_config(arguments.config, [*overrides, f"adversarial.objective={objective}"])
+            trainer = WatchedTrainer(config, world)
+            trainer.begin(Position("adversarial"))
+            for index in range(arguments.steps):
+                trainer.train_step(trainer.sampler.batch(0, index))
+    process_group.leave()
+
+
+if __name__ == "__main__":
+    main()
