@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole product on one machine: a synthetic catalog, one clean model, three defences trained from it
-# (none, UAT, UAT-MC), all attacked, one table. About ten minutes on two CPU cores. Run again: goes on.
+# (none, UAT, UAT-MC), all attacked, one table. A few minutes on two CPU cores. Run again: goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')

@@ -12,6 +12,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize
 
 ROOT = Path(__file__).parent.parent
+UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]
 
 TINY = {
     "name": "tiny",

@@ -19,7 +19,7 @@ from uatmc_dist.adversary.coordination import LinearView, closed_form
 from uatmc_dist.adversary.defenses import ascent_rule
 from uatmc_dist.config import AdversarialConfig, CleanConfig, Config
 from uatmc_dist.data.batches import Batch, KnownPositives, Sampler
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
@@ -63,7 +63,7 @@ class Trainer:
     def __init__(self, config: Config, world: World, overwrite: bool = False) -> None:
         self.config, self.world = config, world
         self.catalog = Catalog(config.catalog)
-        if config.model.content and not set(self.catalog.features) >= {"visual", "text"}:
+        if config.model.content and not set(self.catalog.features) >= set(MODALITIES):
             raise UserError(f"{config.catalog}: a modality is missing; import both, or set model.content=false")
         if self.catalog.num_items < 2:
             raise UserError(f"{config.catalog}: {self.catalog.num_items} item; ranking needs at least 2")
@@ -85,6 +85,7 @@ class Trainer:
         self._stop_signal = 0
         self._saved_step: int | None = None
         self._log: MetricsLog | None = None
+        self.progress: TrainingProgress | None = None
 
     def fit(self) -> None:
         """Trains what is left of the run, then writes model/. Raises Interrupted, or UserError for a loss that
@@ -347,6 +348,7 @@ class Trainer:
         if self.world.device.type == "cuda" and not self._logs_now(position.step + 1):
             return
         finite = torch.stack([term.detach() for term in terms.values()]).isfinite().tolist()
+        # Counted from the end, so that the largest of all ranks is the first term that went bad.
         bad = any_rank(len(terms) - finite.index(False) if False in finite else 0)
         if not bad:
             return
@@ -364,8 +366,7 @@ class Trainer:
     def _say(self, message: str) -> None:
         if not self.world.is_first:
             return
-        progress = getattr(self, "progress", None)
-        if progress is None:
+        if self.progress is None:
             print(message, flush=True)
         else:
-            progress.say(message)
+            self.progress.say(message)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, torchrun
+from conftest import ROOT, UATMC, torchrun
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
 
@@ -36,7 +36,7 @@ def finished(tmp_path_factory, tiny_catalog):
     torchrun(2, "train.py", config)
     run = folder / "both"
     for command in ("evaluate", "attack"):
-        done = subprocess.run([sys.executable, "-c", "from uatmc_dist.cli import main; main()", command, run], cwd=ROOT)
+        done = subprocess.run([*UATMC, command, run], cwd=ROOT)
         assert done.returncode == 0
     return run
 

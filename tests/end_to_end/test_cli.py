@@ -6,11 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, UATMC
 from tests.unit.mmrec_source import write_source
 from uatmc_dist.config import iterate_options
 
-UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]
 TRAIN = [sys.executable, "train.py"]
 
 

@@ -2,16 +2,15 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from conftest import ROOT, torchrun
+from conftest import ROOT, UATMC, torchrun
 from uatmc_dist.data.synthetic import synthesize
+from uatmc_dist.evaluation.promotion import find_result
 
-UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]
 REAL = ROOT.parent / "shared" / "data"
 
 
@@ -51,12 +50,7 @@ def test_vbpr_beats_bpr_mf_on_planted_taste_and_the_defence_defends(quickstart):
         accuracy = train(quickstart, adversary, start_from, f"adversarial.adversary={adversary}")
         uatmc("attack", quickstart / adversary)
         report = json.loads((quickstart / adversary / "attack.json").read_text())
-        (result,) = (
-            entry
-            for entry in report["results"]
-            if (entry["stratum"], entry["attack"], entry["epsilon"]) == ("all", "pgd", 0.1)
-        )
-        hits[adversary] = result["hit@50_after"]
+        hits[adversary] = find_result(report["results"], "pgd", 0.1)["hit@50_after"]
         assert accuracy["recall@20"] > 0.9 * clean["recall@20"]
     assert hits["uat"] < hits["none"] and hits["uat_mc"] < hits["none"]
     table = uatmc("compare", *(quickstart / name for name in ("none", "uat", "uat_mc")))

@@ -5,6 +5,9 @@ from typing import Literal
 
 import torch
 
+Deltas = tuple[torch.Tensor, torch.Tensor]
+"""Perturbations of the visual and the textual rows."""
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.models.objectives import Objective
+from uatmc_dist.models.projectors import fused_items
 from uatmc_dist.parallel.item_parallel import ActiveRows
 from uatmc_kernels import coordinate, perturb
-
-Deltas = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class LinearView:
     bias: torch.Tensor
 
     def items(self, delta_v: torch.Tensor | float = 0.0, delta_t: torch.Tensor | float = 0.0) -> torch.Tensor:
-        content_nd = (self.v_nd + delta_v) @ self.w_v.T + (self.t_nd + delta_t) @ self.w_t.T + self.bias
-        return torch.cat([self.identity_nd, content_nd], dim=1)
+        v_nd, t_nd = self.v_nd + delta_v, self.t_nd + delta_t
+        return fused_items(self.identity_nd, v_nd, t_nd, self.w_v, self.w_t, self.bias)
 
     def content_gradient(self, items_nK: torch.Tensor) -> torch.Tensor:
         """g = dL/dc, complete on this rank; no parameter is touched."""

@@ -11,7 +11,9 @@ from typing import Protocol
 
 import torch
 
-Deltas = tuple[torch.Tensor, torch.Tensor]
+from uatmc_dist.adversary.budget import Deltas
+from uatmc_dist.models.projectors import fused_items
+
 _ANCHORS_AT_ONCE = 1 << 15
 
 
@@ -32,8 +34,8 @@ class Targets:
 
     def items(self, delta_v: torch.Tensor | float = 0.0, delta_t: torch.Tensor | float = 0.0) -> torch.Tensor:
         """Embeddings [T, K] of the perturbed targets. Perturbed rows are not normalised again."""
-        content_Td = (self.v_Td + delta_v) @ self.w_v.T + (self.t_Td + delta_t) @ self.w_t.T + self.bias
-        return torch.cat([self.identity_Td, content_Td], dim=1)
+        v_Td, t_Td = self.v_Td + delta_v, self.t_Td + delta_t
+        return fused_items(self.identity_Td, v_Td, t_Td, self.w_v, self.w_t, self.bias)
 
     def gradients(self, delta_v: torch.Tensor, delta_t: torch.Tensor, margin: float) -> Deltas:
         """Gradient in (delta_v, delta_t) of mean_a relu(s_aj - threshold_a + margin), for every target at once.

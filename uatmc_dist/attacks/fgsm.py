@@ -2,8 +2,8 @@
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget
-from uatmc_dist.attacks.base import Deltas, Targets
+from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.attacks.base import Targets
 
 
 class FGSM:

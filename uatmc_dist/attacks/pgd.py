@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget
-from uatmc_dist.attacks.base import Deltas, Targets
+from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.attacks.base import Targets
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ features/NAME.arrow     one record batch a block of rows, fixed-size lists of fl
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,9 +60,9 @@ class FeatureFile:
         values = self._reader.get_batch(index).column(0).values
         return values.to_numpy(zero_copy_only=True).reshape(-1, self.width)
 
-    def blocks(self) -> Iterable[tuple[int, np.ndarray]]:
-        """(first row, rows) of each block, in the stored dtype, without a copy."""
-        return zip(self._starts[:-1].tolist(), self._blocks, strict=True)
+    def blocks(self) -> Iterable[np.ndarray]:
+        """Rows block by block, in the stored dtype, without a copy."""
+        return iter(self._blocks)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows `ids` as float32 [len(ids), width]; any order, repeats allowed."""
@@ -95,10 +96,15 @@ class Catalog:
             name: FeatureFile(path / entry["file"], entry["encoder"]) for name, entry in self.meta["modalities"].items()
         }
 
-    def interactions(self) -> Interactions:
+    @cached_property
+    def _interactions(self) -> Interactions:
         path = self.path / "interactions.parquet"
         table = _opened(path, lambda: pq.read_table(path))
         return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp", "split")))
+
+    def interactions(self) -> Interactions:
+        """Read once, at the first call."""
+        return self._interactions
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of one split, int64."""

@@ -28,7 +28,7 @@ class FeatureSummary:
 def describe_features(features: FeatureFile) -> FeatureSummary:
     """Streams over the blocks once; memory: 24 bytes a row."""
     norms, hashes = [], []
-    for _, rows in features.blocks():
+    for rows in features.blocks():
         norms.append(np.linalg.norm(rows.astype(np.float32), axis=1))
         hashes.append(
             np.frombuffer(b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows), "u8")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 
 _PROJECTED_AT_ONCE = 4096
 
@@ -56,6 +56,18 @@ class ContentModel(nn.Module):
         return content_nd.float()
 
 
+def fused_items(
+    identity_nd: torch.Tensor,
+    v_nd: torch.Tensor,
+    t_nd: torch.Tensor,
+    w_v: torch.Tensor,
+    w_t: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """Item embeddings [n, 2d] from given fusion weights: what training's adversary and attacks perturb."""
+    return torch.cat([identity_nd, v_nd @ w_v.T + t_nd @ w_t.T + bias], dim=1)
+
+
 @torch.no_grad()
 def project_items(
     model: ContentModel, catalog: Catalog, lo: int, hi: int, device: torch.device
@@ -64,7 +76,7 @@ def project_items(
     parts = []
     for start in range(lo, max(hi, lo + 1), _PROJECTED_AT_ONCE):  # an empty block still has a width
         ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, hi))
-        parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in ("visual", "text"))))
+        parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in MODALITIES)))
     v_parts, t_parts = zip(*parts, strict=True)
     return torch.cat(v_parts), torch.cat(t_parts)
 

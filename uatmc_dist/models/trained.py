@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from uatmc_dist.config import Config, dump_config, load_config
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.projectors import ContentModel, project_items
 
@@ -83,9 +83,8 @@ class ModelFile:
                     f"{self.path}: {self.num_rows(table)} {table}s, but the catalog {catalog.path} has {count}; "
                     "give the catalog that the model was trained on"
                 )
-        weights = self.dense_weights()
-        for modality in ("visual", "text") if weights else ():
-            width = weights[f"{modality}.0.weight"].shape[1]
+        for modality in MODALITIES if self.config.model.content else ():
+            width = self._file.get_slice(f"dense.{modality}.0.weight").get_shape()[1]
             if width != catalog.features[modality].width:
                 raise UserError(
                     f"{self.path}: made for {modality} features of width {width}, but the catalog {catalog.path} "

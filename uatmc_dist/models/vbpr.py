@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from uatmc_dist.config import Config
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.projectors import ContentModel, project_items, raw_rows
 from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
@@ -88,7 +88,7 @@ class VBPR:
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t [n, d] of these items of this rank's block."""
         if self._projected is None:
-            raw = (raw_rows(self._catalog, modality, ids_n.numpy(), self._device) for modality in ("visual", "text"))
+            raw = (raw_rows(self._catalog, modality, ids_n.numpy(), self._device) for modality in MODALITIES)
             return self.dense.project(*raw)
         v_nd, t_nd = self._projected
         if len(ids_n) == len(v_nd):
