@@ -1,18 +1,30 @@
-"""Fused score passes over all items: tensors in, tensors out, nothing of the trainer.
+"""Fused passes over all items: tensors in, tensors out, nothing of the trainer.
 
-Every op takes `implementation="auto" | "reference" | "tiled"`. `reference` is plain PyTorch that
-materialises everything (the truth of the tests), `tiled` walks over tiles of items in flat memory.
+Every op takes `implementation="auto" | "reference" | "tiled" | "triton"`. `reference` is plain PyTorch that
+materialises everything (the truth of the tests), `tiled` walks over tiles of items in flat memory on any
+device, `triton` runs fused kernels on NVIDIA GPUs; `auto` takes Triton for CUDA tensors and tiles for others.
+All ops are registered with torch.library (namespace uatmc), so torch.compile takes them as they are.
 
 Shape suffixes, here and in every file of this package:
     B  user-positive pairs of a batch        N  items of this block
     K  width of a user or item embedding     d  width of the content part of an embedding
     T  items of one tile                     k  length of a ranking
+    E  entries left out of a pass
 """
 
 from uatmc_kernels.bpr_all_items import bpr_all_items
 from uatmc_kernels.bpr_all_items_hvp import bpr_all_items_hvp
 from uatmc_kernels.coordinate import coordinate
-from uatmc_kernels.perturb import perturb
+from uatmc_kernels.count_above import count_above
+from uatmc_kernels.perturb import perturb, perturbed_content
 from uatmc_kernels.topk_all_items import topk_all_items
 
-__all__ = ["bpr_all_items", "bpr_all_items_hvp", "coordinate", "perturb", "topk_all_items"]
+__all__ = [
+    "bpr_all_items",
+    "bpr_all_items_hvp",
+    "coordinate",
+    "count_above",
+    "perturb",
+    "perturbed_content",
+    "topk_all_items",
+]

@@ -1,31 +1,34 @@
 """Hessian-vector product of the all-items BPR loss in the content columns of the items."""
 
 import torch
+from torch import Tensor
 
-from uatmc_kernels import reference, tiled
+from uatmc_kernels import reference
 from uatmc_kernels._dispatch import (
     Implementation,
+    ScorePass,
     Seen,
+    accumulator_dtype,
+    backend,
     check_float,
-    check_index,
-    check_scores,
-    excluded_entries,
+    check_score_pass,
     resolve,
 )
 
 
+@torch.no_grad()
 def bpr_all_items_hvp(
-    users_BK: torch.Tensor,
-    items_NK: torch.Tensor,
-    positive_scores_B: torch.Tensor,
-    skip_B: torch.Tensor,
-    tangent_items_Nd: torch.Tensor,
-    tangent_positive_B: torch.Tensor,
+    users_BK: Tensor,
+    items_NK: Tensor,
+    positive_scores_B: Tensor,
+    skip_B: Tensor,
+    tangent_items_Nd: Tensor,
+    tangent_positive_B: Tensor,
     columns: slice,
     *,
     seen: Seen | None = None,
     implementation: Implementation = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The HVP pass of docs/algorithm.md, section 4.1, for the unweighted sum over users of `bpr_all_items`.
 
     columns              slice of the K columns that hold the content half (h_b of a user); width d
@@ -37,15 +40,40 @@ def bpr_all_items_hvp(
     -r_b h_b at item i_b, is the caller's to scatter, since r_b has to be summed over blocks first.
     Raises ValueError, naming the argument, for shapes, dtypes or devices that do not fit.
     """
-    num_users, num_items, width = check_scores(users_BK, items_NK)
-    check_float("positive_scores_B", positive_scores_B, (num_users,), users_BK)
-    check_index("skip_B", skip_B, (num_users,), users_BK)
-    content_width = len(range(*columns.indices(width)))
-    check_float("tangent_items_Nd", tangent_items_Nd, (num_items, content_width), users_BK)
-    check_float("tangent_positive_B", tangent_positive_B, (num_users,), users_BK)
-    rows_E, columns_E = excluded_entries(skip_B, seen, num_users, num_items, users_BK.device)
-    run = reference.bpr_all_items_hvp if resolve(implementation) == "reference" else tiled.bpr_all_items_hvp
-    with torch.no_grad():
-        return run(
-            users_BK, items_NK, positive_scores_B, rows_E, columns_E, tangent_items_Nd, tangent_positive_B, columns
-        )
+    scores = ScorePass(users_BK, items_NK, positive_scores_B, skip_B, seen)
+    check_score_pass(scores)
+    start, stop, step = columns.indices(users_BK.shape[1])
+    content_width = len(range(start, stop, step))
+    if step != 1:
+        raise ValueError(f"columns: a step of {step}; the content columns are neighbours")
+    check_float("tangent_items_Nd", tangent_items_Nd, (len(items_NK), content_width), users_BK)
+    check_float("tangent_positive_B", tangent_positive_B, (len(users_BK),), users_BK)
+    name = resolve(implementation, users_BK)
+    if name == "reference":
+        return reference.bpr_all_items_hvp(scores, tangent_items_Nd, tangent_positive_B, slice(start, stop))
+    return _hvp(*scores[:4], *(seen or (None, None)), tangent_items_Nd, tangent_positive_B, start, stop, name)
+
+
+@torch.library.custom_op("uatmc::bpr_hvp", mutates_args=())
+def _hvp(
+    users: Tensor,
+    items: Tensor,
+    positive: Tensor,
+    skip: Tensor,
+    offsets: Tensor | None,
+    columns: Tensor | None,
+    tangent_items: Tensor,
+    tangent_positive: Tensor,
+    start: int,
+    stop: int,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    seen = None if offsets is None or columns is None else (offsets, columns)
+    scores = ScorePass(users, items, positive, skip, seen)
+    return backend(implementation).bpr_all_items_hvp(scores, tangent_items, tangent_positive, slice(start, stop))
+
+
+@_hvp.register_fake
+def _(users, items, positive, skip, offsets, columns, tangent_items, *rest):  # type: ignore[no-untyped-def]
+    dtype = accumulator_dtype(users.dtype)
+    return users.new_empty(tangent_items.shape, dtype=dtype), users.new_empty(len(users), dtype=dtype)

@@ -1,31 +1,52 @@
 """Streaming top-k over all items, ties broken by the lower item."""
 
 import torch
+from torch import Tensor
 
-from uatmc_kernels import reference, tiled
-from uatmc_kernels._dispatch import Implementation, Seen, check_scores, excluded_entries, resolve
+from uatmc_kernels import reference
+from uatmc_kernels._dispatch import Implementation, Seen, backend, check_scores, resolve
+
+_TRITON_MAX_K = 128
+"""Longer rankings do not fit into registers."""
 
 
+@torch.no_grad()
 def topk_all_items(
-    users_BK: torch.Tensor,
-    items_NK: torch.Tensor,
+    users_BK: Tensor,
+    items_NK: Tensor,
     k: int,
     *,
     seen: Seen | None = None,
     implementation: Implementation = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The k best items of each user, best first, without `seen` (a CSR pair: offsets [B+1], columns).
 
-    Scores are computed in the dtype of the inputs and compared as float32; equal ones are ordered by
-    item, so with float64 inputs the ranking does not depend on how the catalog is cut into blocks.
+    Scores are computed in float32 (float64 for float64 inputs) and compared as float32; equal ones are ordered
+    by item, so with float64 inputs the ranking does not depend on how the catalog is cut into blocks.
+    Triton serves k up to 128.
 
     Returns (scores_Bk float32, ids_Bk int64); where a user has fewer than k items left, -inf and -1.
     Raises ValueError, naming the argument, for what does not fit.
     """
-    num_users, num_items, _ = check_scores(users_BK, items_NK)
+    check_scores(users_BK, items_NK, seen)
     if k < 1:
         raise ValueError(f"k: {k} is not at least 1")
-    rows_E, columns_E = excluded_entries(None, seen, num_users, num_items, users_BK.device)
-    run = reference.topk_all_items if resolve(implementation) == "reference" else tiled.topk_all_items
-    with torch.no_grad():
-        return run(users_BK, items_NK, k, rows_E, columns_E)
+    unfit = f"k = {k} is more than {_TRITON_MAX_K}" if k > _TRITON_MAX_K else ""
+    name = resolve(implementation, users_BK, unfit=unfit)
+    if name == "reference":
+        return reference.topk_all_items(users_BK, items_NK, k, seen)
+    return _topk(users_BK, items_NK, k, *(seen or (None, None)), name)
+
+
+@torch.library.custom_op("uatmc::topk_all_items", mutates_args=())
+def _topk(
+    users: Tensor, items: Tensor, k: int, offsets: Tensor | None, columns: Tensor | None, implementation: str
+) -> tuple[Tensor, Tensor]:
+    seen = None if offsets is None or columns is None else (offsets, columns)
+    return backend(implementation).topk_all_items(users, items, k, seen)
+
+
+@_topk.register_fake
+def _(users, items, k, offsets, columns, implementation):  # type: ignore[no-untyped-def]
+    shape = (len(users), k)
+    return users.new_empty(shape, dtype=torch.float32), users.new_empty(shape, dtype=torch.int64)

@@ -2,12 +2,15 @@
 
 import torch
 
+from uatmc_kernels._dispatch import Seen, accumulator_dtype, left_out
+
 
 def topk_all_items(
-    users_BK: torch.Tensor, items_NK: torch.Tensor, k: int, rows_E: torch.Tensor, columns_E: torch.Tensor
+    users_BK: torch.Tensor, items_NK: torch.Tensor, k: int, seen: Seen | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scores_BN = (users_BK @ items_NK.T).float()
-    scores_BN[rows_E, columns_E] = float("-inf")
+    dtype = accumulator_dtype(users_BK.dtype)
+    scores_BN = (users_BK.to(dtype) @ items_NK.to(dtype).T).float()
+    scores_BN[left_out(None, seen, len(users_BK), len(items_NK), users_BK.device)] = float("-inf")
     scores_Bk, ids_Bk = scores_BN.sort(dim=1, descending=True, stable=True)
     scores_Bk, ids_Bk = scores_Bk[:, :k], ids_Bk[:, :k]
     ids_Bk = ids_Bk.masked_fill(scores_Bk == float("-inf"), -1)

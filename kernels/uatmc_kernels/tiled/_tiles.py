@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_kernels._dispatch import accumulator_dtype
+from uatmc_kernels._dispatch import ScorePass, accumulator_dtype
 
 # One B x T tile should stay in the cache while several elementwise passes go over it.
 TILE_BYTES = 6 << 20
 MIN_TILE, MAX_TILE = 64, 4096
-ROWS_PER_CHUNK = 16384
+# So should what is made of a chunk of rows; smaller chunks pay more for calling.
+CHUNK_BYTES, MIN_CHUNK = 16 << 20, 1024
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,18 @@ def tile_width(num_users: int, num_items: int, dtype: torch.dtype) -> int:
     return max(1, min(num_items, MAX_TILE, max(MIN_TILE, width // 16 * 16)))
 
 
-def relative_score_tiles(
-    users_BK: torch.Tensor,
-    items_NK: torch.Tensor,
-    positive_scores_B: torch.Tensor,
-    rows_E: torch.Tensor,
-    columns_E: torch.Tensor,
-) -> Iterator[Tile]:
-    """Walks over s_bj - positive_score_b tile by tile. `users_BK` is already in the accumulator's dtype.
+def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
+    """Walks over s_bj - positive_score_b tile by tile.
 
     Both buffers of a tile are used again for the next one: in-place work on them is free.
     """
+    rows_E, columns_E = scores.left_out()
+    dtype = accumulator_dtype(scores.users_BK.dtype)
+    users_BK, items_NK = scores.users_BK.to(dtype), scores.items_NK
     num_users, num_items = users_BK.shape[0], items_NK.shape[0]
-    dtype = accumulator_dtype(users_BK.dtype)
     width = tile_width(num_users, num_items, dtype)
     buffer, scratch = users_BK.new_empty(2, num_users * width).unbind(0)
-    minus_positive_B1 = positive_scores_B.to(dtype).neg()[:, None]
+    minus_positive_B1 = scores.positive_scores_B.to(dtype).neg()[:, None]
     starts = torch.arange(0, num_items + width, width, device=columns_E.device)
     bounds = torch.searchsorted(columns_E, starts).tolist()
     # Where an entry lies in its tile, which is `width` columns wide, or less if it is the last one.
@@ -59,3 +56,30 @@ def relative_score_tiles(
         if first < last:
             tile_BT.view(-1).index_fill_(0, flat_E[first:last], float("-inf"))
         yield Tile(start, stop, tile_BT, scratch[: shape[0] * shape[1]].view(shape), items_TK)
+
+
+def row_chunks(num_rows: int, floats_per_row: int) -> Iterator[slice]:
+    """Slices of neighbouring rows, for work on rows that makes so many numbers of each."""
+    size = max(MIN_CHUNK, CHUNK_BYTES // (4 * max(floats_per_row, 1)))
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)
+
+
+# Lengths outside of this come from squares that left, or nearly left, the range of float32.
+_SAFE_LENGTHS = 1e-15, 1e15
+
+
+def lengths_are_safe(lengths: torch.Tensor) -> bool:
+    """False where a length may be wrong, or zero for a row that is not: then `scale_rows`, and measure again."""
+    least, most = torch.aminmax(lengths)
+    return bool(least > _SAFE_LENGTHS[0]) and bool(most < _SAFE_LENGTHS[1])
+
+
+def scale_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows x scale, scale [n, 1]) with a power of two that brings each row's largest entry near 1: exact.
+
+    The direction of a gradient is what counts, and squares of tiny ones would vanish.
+    """
+    exponent = torch.frexp(rows.abs().amax(1, keepdim=True)).exponent
+    scale = torch.exp2(-exponent.clamp(min=-126).to(rows.dtype))
+    return rows * scale, scale

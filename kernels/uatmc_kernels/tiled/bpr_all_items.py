@@ -7,80 +7,81 @@ With x_bj = s_bj - positive_score_b, weights w_b and a directional change t_bj o
 
 import torch
 
-from uatmc_kernels._dispatch import accumulator_dtype
+from uatmc_kernels._dispatch import ScorePass, accumulator_dtype
 from uatmc_kernels.tiled._tiles import Tile, relative_score_tiles
 
-# Halvings of a tile's columns before a logarithm is taken: at most 63 factors, each at least 1/2.
-_HALVINGS = 5
+# Halvings of a tile's columns before a logarithm is taken: of four factors, each at least 1/2.
+_HALVINGS = 2
 
 
 def _loss_and_sigma(loss_B: torch.Tensor, tile: Tile) -> torch.Tensor:
     """Adds the tile's softplus(x) to loss_B and returns sigma(x) [B, T]; both buffers of the tile are used up.
 
-    softplus(x) = max(x, 0) - log max(sigma, 1 - sigma), where the argument lies in [1/2, 1]: many of them are
-    multiplied before one logarithm is taken, and sigma, which the gradients need, is the only exponential.
+    softplus(x) = max(x, 0) - log(1 - m) with m = min(sigma, 1 - sigma): sigma, which the gradients need, is the
+    only exponential. Four factors 1 - m share one logarithm, as 1 - (a + b - ab), which keeps the tiny m of
+    items far below the positive: those are most of a catalog, and 1 - m alone would round them off.
     """
     sigma_BT = torch.sigmoid(tile.scores_BT, out=tile.scratch_BT)
     rest_BT = tile.scores_BT.clamp_(min=0)
     loss_B += rest_BT.sum(1)
-    torch.maximum(torch.sub(1, sigma_BT, out=rest_BT), sigma_BT, out=rest_BT)
-    width = rest_BT.shape[1]
+    torch.minimum(torch.sub(1, sigma_BT, out=rest_BT), sigma_BT, out=rest_BT)
+    one, width = rest_BT.new_ones(()), rest_BT.shape[1]
     for _ in range(_HALVINGS):
-        half = width // 2
-        if half == 0:
-            break
         if width % 2:
-            rest_BT.select(1, 0).mul_(rest_BT.select(1, width - 1))
-        rest_BT.narrow(1, 0, half).mul_(rest_BT.narrow(1, half, half))
-        width = half
-    loss_B -= rest_BT[:, :width].log_().sum(1)
+            loss_B -= torch.log1p(-rest_BT.select(1, width - 1))
+        width //= 2
+        half_BT = rest_BT.narrow(1, 0, width)
+        torch.lerp(half_BT, one, rest_BT.narrow(1, width, width), out=half_BT)  # a + b (1 - a)
+    loss_B -= rest_BT[:, :width].neg_().log1p_().sum(1)
     return sigma_BT
 
 
-def bpr_loss(users_BK, items_NK, positive_scores_B, rows_E, columns_E) -> torch.Tensor:
+def bpr_loss(scores: ScorePass) -> torch.Tensor:
     """loss_B alone: one product a tile."""
-    dtype = accumulator_dtype(users_BK.dtype)
-    users_BK = users_BK.to(dtype)
-    loss_B = users_BK.new_zeros(len(users_BK), dtype=torch.float64)
-    for tile in relative_score_tiles(users_BK, items_NK, positive_scores_B, rows_E, columns_E):
+    dtype = accumulator_dtype(scores.users_BK.dtype)
+    loss_B = scores.users_BK.new_zeros(len(scores.users_BK), dtype=torch.float64)
+    for tile in relative_score_tiles(scores):
         _loss_and_sigma(loss_B, tile)
     return loss_B.to(dtype)
 
 
-def bpr_loss_and_gradients(
-    users_BK, items_NK, positive_scores_B, rows_E, columns_E, *, weights_B: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss_B, d_users_BK, d_items_NK, d_positive_B) in one sweep; weights of one where none are given."""
-    dtype = accumulator_dtype(users_BK.dtype)
-    users_BK = users_BK.to(dtype)
-    # The weight of a user scales a row of A: it can wait for the user's own sums, not for the items'.
-    weighted_BK = users_BK if weights_B is None else users_BK * weights_B.to(dtype)[:, None]
+def bpr_loss_and_gradients(scores: ScorePass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(loss_B, d_users_BK, d_items_NK, d_positive_B) for weights of one, in one sweep."""
+    dtype = accumulator_dtype(scores.users_BK.dtype)
+    users_BK = scores.users_BK.to(dtype)
     loss_B = users_BK.new_zeros(len(users_BK), dtype=torch.float64)
     sigma_B = torch.zeros_like(loss_B)
-    d_users_BK = torch.zeros_like(users_BK)
-    d_items_NK = users_BK.new_empty(items_NK.shape)
-    for tile in relative_score_tiles(users_BK, items_NK, positive_scores_B, rows_E, columns_E):
+    d_users_BK, partial_BK = torch.zeros_like(users_BK), torch.empty_like(users_BK)
+    d_items_NK = users_BK.new_empty(scores.items_NK.shape)
+    for tile in relative_score_tiles(scores):
         sigma_BT = _loss_and_sigma(loss_B, tile)
         sigma_B += sigma_BT.sum(1)
-        torch.mm(sigma_BT.T, weighted_BK, out=d_items_NK[tile.start : tile.stop])
-        d_users_BK.addmm_(sigma_BT, tile.items_TK)
-    d_positive_B = -sigma_B.to(dtype)
-    if weights_B is not None:
-        d_users_BK *= weights_B.to(dtype)[:, None]
-        d_positive_B *= weights_B.to(dtype)
-    return loss_B.to(dtype), d_users_BK, d_items_NK, d_positive_B
+        torch.mm(sigma_BT.T, users_BK, out=d_items_NK[tile.start : tile.stop])
+        # A product of its own: added to in place, small batches would be summed one item after the other.
+        d_users_BK += torch.mm(sigma_BT, tile.items_TK, out=partial_BK)
+    return loss_B.to(dtype), d_users_BK, d_items_NK, -sigma_B.to(dtype)
+
+
+def bpr_item_gradients(scores: ScorePass, weights_B: torch.Tensor) -> torch.Tensor:
+    """d_items_NK for these weights of the users. A weight scales a row of sigma: here, the users' rows once."""
+    dtype = accumulator_dtype(scores.users_BK.dtype)
+    weighted_BK = scores.users_BK.to(dtype) * weights_B.to(dtype)[:, None]
+    d_items_NK = weighted_BK.new_empty(scores.items_NK.shape)
+    for tile in relative_score_tiles(scores):
+        torch.mm(tile.scores_BT.sigmoid_().T, weighted_BK, out=d_items_NK[tile.start : tile.stop])
+    return d_items_NK
 
 
 def bpr_second_order(
-    weights_B, users_BK, items_NK, positive_scores_B, rows_E, columns_E, *, tangents
+    weights_B: torch.Tensor, scores: ScorePass, tangents: tuple[torch.Tensor | None, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradient of <tangents, first-order gradients> for (weights, users, items, positive scores).
 
     `tangents` of (users, items, positive scores); one that is None is zero.
     """
     tangent_users, tangent_items, tangent_positive = tangents
-    dtype = accumulator_dtype(users_BK.dtype)
-    users_BK, weights_B = users_BK.to(dtype), weights_B.to(dtype)
+    dtype = accumulator_dtype(scores.users_BK.dtype)
+    users_BK, weights_B = scores.users_BK.to(dtype), weights_B.to(dtype)
     tangent_users = None if tangent_users is None else tangent_users.to(dtype)
     minus_tangent_B1 = (
         users_BK.new_zeros(len(users_BK), 1) if tangent_positive is None else -tangent_positive.to(dtype)[:, None]
@@ -88,8 +89,8 @@ def bpr_second_order(
     d_weights_B = users_BK.new_zeros(len(users_BK), dtype=torch.float64)
     d_sigma_B = torch.zeros_like(d_weights_B)
     d_users_BK = torch.zeros_like(users_BK)
-    d_items_NK = users_BK.new_zeros(items_NK.shape)
-    for tile in relative_score_tiles(users_BK, items_NK, positive_scores_B, rows_E, columns_E):
+    d_items_NK = users_BK.new_zeros(scores.items_NK.shape)
+    for tile in relative_score_tiles(scores):
         rows = slice(tile.start, tile.stop)
         change_BT = tile.scratch_BT.copy_(minus_tangent_B1.expand_as(tile.scratch_BT))
         if tangent_users is not None:
@@ -102,11 +103,11 @@ def bpr_second_order(
         d_weights_B += change_BT.sum(1)
         weighted_sigma_BT = sigma_BT * weights_B[:, None]
         if tangent_items is not None:
-            d_users_BK.addmm_(weighted_sigma_BT, tangent_TK)
+            d_users_BK += weighted_sigma_BT @ tangent_TK
         if tangent_users is not None:
             d_items_NK[rows].addmm_(weighted_sigma_BT.T, tangent_users)
         second_BT = change_BT.mul_(sigma_BT.neg_().add_(1)).mul_(weights_B[:, None])
         d_sigma_B += second_BT.sum(1)
-        d_users_BK.addmm_(second_BT, tile.items_TK)
+        d_users_BK += second_BT @ tile.items_TK
         d_items_NK[rows].addmm_(second_BT.T, users_BK)
     return d_weights_B.to(dtype), d_users_BK, d_items_NK, -d_sigma_B.to(dtype)

@@ -1,0 +1,43 @@
+"""For each item, the number of users in whose reach it is."""
+
+import torch
+from torch import Tensor
+
+from uatmc_kernels import reference
+from uatmc_kernels._dispatch import Implementation, backend, check_float, check_scores, resolve
+
+
+@torch.no_grad()
+def count_above(
+    users_BK: Tensor,
+    items_NK: Tensor,
+    thresholds_B: Tensor,
+    bonus_B: Tensor,
+    *,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """counts_j = number of users b with s_bj + bonus_b > thresholds_b.
+
+    With a user's k-th best score as threshold and no bonus these are an item's hits; with the most that a
+    perturbation can add as bonus, a certified bound on them (docs/algorithm.md, section 7). Scores and the
+    comparison are float32 (float64 for float64 inputs).
+
+    Returns counts_N int64. Raises ValueError, naming the argument, for what does not fit.
+    """
+    check_scores(users_BK, items_NK)
+    check_float("thresholds_B", thresholds_B, (len(users_BK),), users_BK)
+    check_float("bonus_B", bonus_B, (len(users_BK),), users_BK)
+    name = resolve(implementation, users_BK)
+    if name == "reference":
+        return reference.count_above(users_BK, items_NK, thresholds_B, bonus_B)
+    return _count(users_BK, items_NK, thresholds_B, bonus_B, name)
+
+
+@torch.library.custom_op("uatmc::count_above", mutates_args=())
+def _count(users: Tensor, items: Tensor, thresholds: Tensor, bonus: Tensor, implementation: str) -> Tensor:
+    return backend(implementation).count_above(users, items, thresholds, bonus)
+
+
+@_count.register_fake
+def _(users, items, thresholds, bonus, implementation):  # type: ignore[no-untyped-def]
+    return users.new_empty(len(items), dtype=torch.int64)
