@@ -1,13 +1,28 @@
 """topk_all_items: streaming against one stable sort, with ties, exclusions and short catalogs."""
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.problems import known_positives, on
 from uatmc_kernels import topk_all_items
 
 
-@settings(max_examples=60, deadline=None)
+def rankings(num_users, num_items, k, integer_scores, seed, implementation, dtype, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    users = torch.randn(num_users, 3, generator=generator, dtype=torch.float64)
+    items = torch.randn(num_items, 3, generator=generator, dtype=torch.float64)
+    if integer_scores:  # many exact ties
+        users, items = users.round(), items.round()
+    seen = known_positives(num_users, num_items, seed, share=0.3)
+    truth = topk_all_items(users.to(dtype), items.to(dtype), k, seen=seen, implementation="reference")
+    users, items, seen = on(device, users.to(dtype), items.to(dtype), seen)
+    scores, ids = topk_all_items(users, items, k, seen=seen, implementation=implementation)
+    return (scores.cpu(), ids.cpu()), truth
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     num_users=st.integers(1, 9),
     num_items=st.integers(0, 150),
@@ -15,17 +30,32 @@ from uatmc_kernels import topk_all_items
     integer_scores=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_equals_one_stable_sort(num_users, num_items, k, integer_scores, seed):
-    generator = torch.Generator().manual_seed(seed)
-    users = torch.randn(num_users, 3, generator=generator, dtype=torch.float64)
-    items = torch.randn(num_items, 3, generator=generator, dtype=torch.float64)
-    if integer_scores:  # many exact ties
-        users, items = users.round(), items.round()
-    mask = torch.rand(num_users, num_items, generator=generator) < 0.3
-    offsets = torch.zeros(num_users + 1, dtype=torch.int64)
-    offsets[1:] = mask.sum(1).cumsum(0)
-    seen = (offsets, mask.nonzero()[:, 1])
-    scores, ids = topk_all_items(users, items, k, seen=seen)
-    true_scores, true_ids = topk_all_items(users, items, k, seen=seen, implementation="reference")
+def test_tiles_equal_one_stable_sort(num_users, num_items, k, integer_scores, seed):
+    sizes = num_users, num_items, k, integer_scores, seed
+    (scores, ids), (true_scores, true_ids) = rankings(*sizes, "tiled", torch.float64)
     torch.testing.assert_close(scores, true_scores, rtol=0, atol=0)
     assert torch.equal(ids, true_ids)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_users=st.integers(1, 40),
+    num_items=st.integers(0, 150),
+    k=st.sampled_from([1, 5, 64, 65, 128]),
+    integer_scores=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_kernel_equals_one_stable_sort(triton_device, num_users, num_items, k, integer_scores, seed):
+    sizes = num_users, num_items, k, integer_scores, seed
+    (scores, ids), (true_scores, true_ids) = rankings(*sizes, "triton", torch.float32, triton_device)
+    torch.testing.assert_close(scores, true_scores, rtol=1e-5, atol=1e-5)
+    if integer_scores:  # exact: the order of ties is part of the answer
+        assert torch.equal(ids, true_ids)
+
+
+def test_a_ranking_too_long_for_registers_says_so(triton_device):
+    users, items = on(triton_device, torch.ones(2, 3), torch.ones(300, 3))
+    with pytest.raises(ValueError, match="k = 129 is more than 128"):
+        topk_all_items(users, items, 129, implementation="triton")
+    with pytest.raises(ValueError, match="k: 0"):
+        topk_all_items(users, items, 0)

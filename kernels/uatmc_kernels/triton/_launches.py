@@ -1,0 +1,101 @@
+"""How kernels are launched: the table's entry for a device and a width, rows, splits and entries left out."""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from uatmc_kernels._dispatch import Seen
+from uatmc_kernels.triton._launch_table import TABLE
+
+_WIDTHS = (32, 64, 128, 256)
+_ARCHITECTURES = (100, 90, 80)
+_DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+# The interpreter runs one program after the other: a few are enough to cross every border between them.
+_INTERPRETED_PROGRAMS = 6
+# Programs for each multiprocessor that a sweep aims at when it splits its stream.
+_WAVES = 4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile shapes and resources of one variant on one architecture, for rows up to a width."""
+
+    block_owner: int
+    block_stream: int
+    block_k: int
+    """Columns of one product; a wider row takes several."""
+    out_k: int
+    """Columns of the output that one program makes; a wider row takes several programs."""
+    num_warps: int
+    num_stages: int
+
+
+def is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _device(index: int | None) -> tuple[int, int]:
+    """(architecture of the table, multiprocessors) of a GPU."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = properties.major * 10 + properties.minor
+    return next(known for known in _ARCHITECTURES if known <= capability), properties.multi_processor_count
+
+
+def launch_for(variant: str, width: int, like: torch.Tensor) -> Launch:
+    """The table's launch for rows of `width` columns and the dtype and device of `like`."""
+    architecture = 80 if is_interpreted() else _device(like.device.index)[0]
+    known = next((known for known in _WIDTHS if width <= known), _WIDTHS[-1])
+    return Launch(*TABLE[variant][architecture, known, _DTYPES[like.dtype]])
+
+
+def split(num_rows: int, block: int, num_tiles: int, like: torch.Tensor) -> tuple[int, int]:
+    """(splits, rows of each) of a stream of rows, so that few tiles of owners still fill the device."""
+    wanted = _INTERPRETED_PROGRAMS if is_interpreted() else _WAVES * _device(like.device.index)[1]
+    num_blocks = triton.cdiv(num_rows, block)
+    blocks_of_split = triton.cdiv(num_blocks, max(1, min(num_blocks, wanted // num_tiles)))
+    return triton.cdiv(num_blocks, blocks_of_split), blocks_of_split * block
+
+
+def programs(num_tiles: int, like: torch.Tensor) -> tuple[int, int]:
+    """(programs, tiles of each) for programs that walk over neighbouring tiles."""
+    wanted = _INTERPRETED_PROGRAMS if is_interpreted() else _WAVES * _device(like.device.index)[1]
+    tiles_of_program = triton.cdiv(num_tiles, min(num_tiles, wanted))
+    return triton.cdiv(num_tiles, tiles_of_program), tiles_of_program
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows with adjacent columns; any distance between rows. A copy only where that is not so already."""
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
+
+
+def vector(tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return tensor.to(dtype).contiguous()
+
+
+def entries(
+    seen: Seen | None, owner_is_user: bool, block_owner: int, block_stream: int, num_stream: int
+) -> dict[str, Any]:
+    """Arguments keys, entry_owners, num_keys of a kernel: the entries left out, in the order a program meets them.
+
+    key = tile of owners x (num_stream + block_stream) + row of the stream; a sentinel ends the list. Nothing here
+    waits for the device.
+    """
+    if seen is None:
+        return {"keys": None, "entry_owners": None, "num_keys": 0}
+    offsets, columns = seen
+    users = torch.arange(len(offsets) - 1, device=offsets.device)
+    users = torch.repeat_interleave(users, offsets.diff(), output_size=len(columns))
+    owners, stream = (users, columns) if owner_is_user else (columns, users)
+    keys = owners // block_owner * (num_stream + block_stream) + stream
+    keys, order = keys.sort()
+    sentinel = keys.new_full((1,), torch.iinfo(torch.int64).max)
+    return {
+        "keys": torch.cat([keys, sentinel]),
+        "entry_owners": (owners % block_owner).to(torch.int32)[order],
+        "num_keys": len(keys) + 1,
+    }

@@ -1,0 +1,155 @@
+"""What the score kernels share: the logistic pieces in base 2, tiles of rows, and entries left out.
+
+Everything is in base 2: scores are multiplied by log2(e) once, in the same FMA that subtracts the positive's,
+and exp2/log2 are what the hardware computes. See docs/kernels.md for the limits this is designed against.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# The interpreter (CPU) knows no inline assembly.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+# Sums over the stream are flushed from registers after this many rows: errors grow with 4096 + N / 4096, not N.
+FLUSH = tl.constexpr(4096)
+
+
+@triton.jit
+def exp2(x):
+    """2^x, one special-function instruction: tl.exp2 adds five more for denormal results, which are flushed here."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def reciprocal(x):
+    """1/x to one unit in the last place, one special-function instruction; a division takes eight in all."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def sigmoid(x):
+    """sigma of x / log2(e). Without |x| and selections: 2^-x may overflow, and 1 / inf is the zero wanted."""
+    return reciprocal(1.0 + exp2(-x))
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b on tensor cores. The interpreter would multiply the bits of bfloat16, so it gets float32."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """float32 to the dtype of an operand, to nearest even. The interpreter cuts off, so it gets rounded bits."""
+    if INTERPRETED:
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def _one_plus(a, b):
+    return (a + b) + a * b
+
+
+@triton.jit
+def softplus_sums(x, z, axis: tl.constexpr):
+    """Sums of softplus over an axis of at most 64, in base 2, from x and z = 2^-|x|: one logarithm a row.
+
+    q with 1 + q = product of (1 + z) is exact also where every z is tiny, as for most items of a catalog.
+    """
+    return tl.sum(tl.maximum(x, 0.0), axis) + log2_1p(tl.reduce(z, axis, _one_plus))
+
+
+@triton.jit
+def log2_1p(q):
+    """log2(1 + q) without cancellation: the rounding of u = 1 + q is divided out again."""
+    u = 1.0 + q
+    exact = u == 1.0
+    return tl.where(exact, q * LOG2E, tl.log2(u) * (q / tl.where(exact, 1.0, u - 1.0)))
+
+
+@triton.jit
+def load_rows(
+    base, first, num_rows, STRIDE: tl.constexpr, k, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Tile [ROWS, COLS] at row `first`, column k. Rows beyond the last repeat it: the caller leaves them out.
+
+    Only the scalar part of the address is 64 bits wide; within a tile offsets are constants of the compiler.
+    """
+    columns = tl.arange(0, COLS)
+    rows = tl.minimum(tl.arange(0, ROWS), num_rows - 1 - first)
+    tile = base + (tl.cast(first, tl.int64) * STRIDE + k) + (rows[:, None] * STRIDE + columns[None, :])
+    if WIDTH % COLS == 0:
+        return tl.load(tile)
+    return tl.load(tile, mask=(k + columns < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def put(out, value, kept, ACCUMULATE: tl.constexpr):
+    """Writes, or adds. An address that belongs to one program gets its additions in that program's order."""
+    if ACCUMULATE:
+        tl.atomic_add(out, value, mask=kept, sem="relaxed")
+    else:
+        tl.store(out, narrow(value, out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def put_rows(
+    base,
+    first,
+    num_rows,
+    STRIDE: tl.constexpr,
+    k,
+    value,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+):
+    """`put` for a tile [ROWS, COLS] at row `first`, column k."""
+    columns = tl.arange(0, COLS)
+    rows = tl.arange(0, ROWS)
+    tile = base + (tl.cast(first, tl.int64) * STRIDE + k) + (rows[:, None] * STRIDE + columns[None, :])
+    put(tile, value, (first + rows < num_rows)[:, None] & (k + columns < WIDTH)[None, :], ACCUMULATE)
+
+
+@triton.jit
+def first_entry(keys, num_keys, key):
+    """Position of the first of the sorted keys that is not below `key`; the last one is a sentinel."""
+    low = tl.cast(0, tl.int64)
+    high = tl.cast(num_keys - 1, tl.int64)
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(keys + middle) < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def leave_out(x, keys, owners, entry, first_key, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sets the entries of this tile to -inf, so that their softplus and sigma are zero; returns x and the next entry.
+
+    keys are sorted; key - first_key is the column in the tile, `owners` holds the row.
+    """
+    key = tl.load(keys + entry)
+    while key < first_key + COLS:
+        row = tl.load(owners + entry)
+        column = (key - first_key).to(tl.int32)
+        hit = (tl.arange(0, ROWS) == row)[:, None] & (tl.arange(0, COLS) == column)[None, :]
+        x = tl.where(hit, float("-inf"), x)
+        entry += 1
+        key = tl.load(keys + entry)
+    return x, entry

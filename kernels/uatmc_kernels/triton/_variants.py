@@ -1,0 +1,80 @@
+"""Every kernel that is launched, with its compile-time arguments: one definition for launching and for looking at it.
+
+A variant is a kernel with its flags fixed. `compile_time_arguments` gives what the launchers pass and what
+`signature` compiles ahead of time, so that the code measured in docs/kernels.md is the code that runs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from triton import next_power_of_2
+
+from uatmc_kernels.triton import _ranking, _rows, _sweeps
+from uatmc_kernels.triton._launches import Launch
+
+PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
+"""Three TF32 products keep float32 inputs as exact as PyTorch's default; bfloat16 has only one way."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entry of the launch table: a kernel and the flags that make it another program."""
+
+    name: str
+    kernel: Any
+    flags: dict[str, Any] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    """Pointer arguments that are None in the compiled form that is reported."""
+
+    def block_arguments(self, launch: Launch, widths: dict[str, int]) -> dict[str, int]:
+        """Tile shapes for the widths K (scores), D (content), M (modalities) that the kernel takes.
+
+        A launch is made for its table's width; narrower rows need no wider columns.
+        """
+        blocks = {"BO": launch.block_owner, "BS": launch.block_stream}
+        for letter, width in widths.items():
+            narrow = max(16, next_power_of_2(width))
+            blocks[f"{letter}C"] = min(launch.block_k, narrow)
+            blocks[f"{letter}O"] = min(launch.out_k, narrow)
+        return {name: size for name, size in blocks.items() if name in self.kernel.arg_names}
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            "loss",
+            _sweeps.sweep,
+            {"OWNER_IS_USER": True, "WITH_LOSS": True, "WITH_GRADIENT": False, "ACCUMULATE": True},
+            ("weights", "sigma_out", "gradient_out"),
+        ),
+        Variant(
+            "loss_and_user_gradients",
+            _sweeps.sweep,
+            {"OWNER_IS_USER": True, "WITH_LOSS": True, "WITH_GRADIENT": True, "ACCUMULATE": True},
+            ("weights",),
+        ),
+        Variant(
+            "item_gradients",
+            _sweeps.sweep,
+            {"OWNER_IS_USER": False, "WITH_LOSS": False, "WITH_GRADIENT": True, "ACCUMULATE": False},
+            ("weights", "loss_out", "sigma_out"),
+        ),
+        Variant("atomic", _sweeps.atomic_sweep),
+        Variant("second_order_of_users", _sweeps.second_order, {"OWNER_IS_USER": True, "ACCUMULATE": True}),
+        Variant(
+            "second_order_of_items",
+            _sweeps.second_order,
+            {"OWNER_IS_USER": False, "ACCUMULATE": False},
+            ("d_weights_out", "d_sigma_out"),
+        ),
+        Variant("hvp", _sweeps.hvp),
+        Variant("coordinate", _rows.coordinate),
+        Variant("perturb", _rows.perturb, {"LINF": False}),
+        Variant("perturbed_content", _rows.perturbed_content, {"LINF": False}),
+        Variant("topk_64", _ranking.topk, {"KEPT": 64}),
+        Variant("topk_128", _ranking.topk, {"KEPT": 128}),
+        Variant("count_above", _ranking.count_above),
+    )
+}

@@ -1,0 +1,38 @@
+"""Triton pass of `uatmc_kernels.count_above`: items own tiles, counts are sums of integers."""
+
+import torch
+import triton
+
+from uatmc_kernels.triton._launches import as_rows, launch_for, split, vector
+from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+
+
+def count_above(
+    users_BK: torch.Tensor, items_NK: torch.Tensor, thresholds_B: torch.Tensor, bonus_B: torch.Tensor
+) -> torch.Tensor:
+    users, items = as_rows(users_BK), as_rows(items_NK)
+    (num_users, width), num_items = users.shape, len(items)
+    counts_N = torch.zeros(num_items, dtype=torch.int32, device=users.device)
+    if num_users and num_items:
+        variant, launch = VARIANTS["count_above"], launch_for("count_above", width, users)
+        blocks = variant.block_arguments(launch, {"K": width})
+        num_tiles = triton.cdiv(num_items, blocks["BO"])
+        splits, per_split = split(num_users, blocks["BS"], num_tiles, users)
+        variant.kernel[num_tiles, splits](
+            users,
+            items,
+            vector(thresholds_B),
+            vector(bonus_B),
+            counts_N,
+            num_users,
+            num_items,
+            per_split,
+            USER_STRIDE=users.stride(0),
+            ITEM_STRIDE=items.stride(0),
+            K=width,
+            **blocks,
+            PRECISION=PRECISIONS[users.dtype],
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
+    return counts_N.long()
