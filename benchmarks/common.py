@@ -21,6 +21,7 @@ _COLUMNS = (
     "p50_s",
     "p80_s",
     "extra_memory_mb",
+    "fraction_of_floor",
     "device",
     "torch",
     "date",
@@ -58,8 +59,20 @@ def extra_memory(function: Callable[[], object]) -> float:
     return (_status("VmHWM") - before) / 1024
 
 
+def device_name(device: str = "cpu") -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
 def append(
-    benchmark: str, implementation: str, sizes: dict[str, int], seconds: list[float] | None, memory_mb: float | None
+    benchmark: str,
+    implementation: str,
+    sizes: dict[str, int],
+    seconds: list[float] | None,
+    memory_mb: float | None,
+    fraction_of_floor: float | None = None,
+    device: str = "cpu",
 ) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     is_new = not RESULTS.exists()
@@ -76,7 +89,8 @@ def append(
                 json.dumps(sizes),
                 *times,
                 "" if memory_mb is None else f"{memory_mb:.1f}",
-                f"CPU {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads",
+                "" if fraction_of_floor is None else f"{fraction_of_floor:.3f}",
+                device_name(device),
                 torch.__version__,
                 datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             ]

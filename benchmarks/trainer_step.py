@@ -1,9 +1,11 @@
-"""One coordinated `sampled` step of the trainer at the size of Amazon Baby (19,445 users, 7,050 items, features
-4096 + 384, batch 2048), and one clean step.
+"""Whole steps of the trainer at the size of Amazon Baby (19,445 users, 7,050 items, features 4096 + 384, batch 2048):
+clean ones, the adversarial phase without an adversary, and coordinated ones, in turn.
 
-python -m benchmarks.sampled_step
+python -m benchmarks.trainer_step                           # every item is a negative of every pair
+python -m benchmarks.trainer_step --objective sampled
 """
 
+import argparse
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -12,13 +14,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import append, quantile, timed
+from benchmarks.common import append, median_ratio, quantile, timed
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
 from uatmc_dist.trainer import Position, Trainer
 
 SIZES = {"users": 19_445, "items": 7_050, "interactions": 160_000, "visual_dim": 4096, "text_dim": 384}
+STEPS = {
+    "clean": ("clean", "none"),
+    "adversarial phase, no adversary": ("adversarial", "none"),
+    "uat_mc": ("adversarial", "uat_mc"),
+}
 
 
 def one_step(trainer: Trainer, indices: Iterator[int]) -> None:
@@ -26,24 +33,34 @@ def one_step(trainer: Trainer, indices: Iterator[int]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", choices=("full_catalog", "sampled"), default="full_catalog")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
     world = process_group.join()
     with tempfile.TemporaryDirectory() as folder:
         synthesize(Path(folder) / "baby", **SIZES, seed=0)
-        for phase in ("clean", "adversarial"):
+        steps = {}
+        for name, (phase, adversary) in STEPS.items():
             config = Config.model_validate(
                 {
-                    "name": phase,
+                    "name": name.replace(" ", "-").replace(",", ""),
                     "catalog": f"{folder}/baby",
                     "output_dir": folder,
-                    "clean": {"objective": "sampled"},
-                    "adversarial": {"objective": "sampled", "adversary": "uat_mc", "epochs": 1},
+                    "clean": {"objective": arguments.objective},
+                    "adversarial": {"objective": arguments.objective, "adversary": adversary, "epochs": 1},
                 }
             )
             trainer = Trainer(config, world)
             trainer.begin(Position(phase))
-            seconds = timed({phase: partial(one_step, trainer, itertools.count())}, 7)[phase]
-            append(f"sampled_step_{phase}", "ours", {"B": 2048, **SIZES}, seconds, None)
-            print(f"{phase}: {quantile(seconds, 0.5):.3f} s a step ({torch.get_num_threads()} threads)")
+            steps[name] = partial(one_step, trainer, itertools.count())
+        seconds = timed(steps, arguments.repeats)
+        for name, values in seconds.items():
+            append(f"trainer_step_{arguments.objective}", name, {"B": 2048, **SIZES}, values, None)
+            print(f"{name}: {quantile(values, 0.5):.3f} s a step ({torch.get_num_threads()} threads)")
+        for name in ("clean", "adversarial phase, no adversary"):
+            ratio = median_ratio(seconds["uat_mc"], seconds[name])
+            print(f"uat_mc takes {ratio:.2f} times the step '{name}'")
     process_group.leave()
 
 

@@ -1,0 +1,171 @@
+"""Makes kernels/uatmc_kernels/triton/_launch_table.py: a launch for every kernel, architecture, width and dtype.
+
+python -m benchmarks.kernels.launch_table                   # no GPU needed: keeps what fits, replaces the rest
+python -m benchmarks.kernels.launch_table --device cuda     # times all that fits on this GPU, keeps the fastest
+
+A launch fits where it compiles without spills to the architecture's tensor instructions, with and without a list
+of entries to leave out. Without a GPU the first that fits is taken, from large tiles to small ones.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+
+from benchmarks.kernels.static import ARCHITECTURES, VARIANTS, WIDTHS, compile_variant, fits, has_seen
+from benchmarks.kernels.static_report import Case, cases
+from uatmc_kernels.triton import _launch_table
+from uatmc_kernels.triton._launches import Launch
+
+PATH = Path(_launch_table.__file__)
+_HEADER = '''"""Launches by (architecture, width, dtype), made by `python -m benchmarks.kernels.launch_table`.
+
+Each entry: owners of a tile, rows of the stream in a tile, columns of one product, columns of one output slice,
+warps, stages. The width is K for the score passes, d for the kernels that work by rows. Every entry compiles
+without spills to its architecture's tensor instructions (docs/kernels.md).
+"""
+
+TABLE: dict[str, dict[tuple[int, int, str], tuple[int, int, int, int, int, int]]] = {
+'''
+_BY_ROWS = ("coordinate", "perturb", "perturbed_content")
+_WITHOUT_SLICES = ("loss", "topk_64", "topk_128", "count_above")
+_GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
+
+
+def candidates(variant: str, width: int) -> Iterator[Launch]:
+    """From what reuses most of a loaded tile to what needs least of everything."""
+    slices = [width] if variant in _WITHOUT_SLICES else [size for size in (256, 128, 64, 32) if size <= width]
+    products = [size for size in (128, 64, 32) if size <= width]
+    if variant in _BY_ROWS:
+        shapes = [(128, 0, 8), (64, 0, 4), (64, 0, 8)]
+        products = [size for size in (256, 128, 64, 32) if size <= width]
+    elif variant.startswith("second_order"):
+        shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8)]
+    else:
+        shapes = [(128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (64, 64, 8), (64, 32, 8)]
+    for out_k in slices:
+        for block_owner, block_stream, num_warps in shapes:
+            for block_k in products:
+                yield Launch(block_owner, block_stream, block_k, out_k, num_warps, 2)
+    for out_k, block_k in ((32, 32), (32, 16), (16, 16)):
+        yield Launch(64, 0 if variant in _BY_ROWS else 16, block_k, out_k, 4, 2)
+
+
+def case_fits(case: Case, launch: Launch) -> bool:
+    variant = VARIANTS[case.variant]
+    for seen in (False, True) if has_seen(variant) else (False,):
+        try:
+            compiled = compile_variant(variant, launch, case.width, case.dtype, case.architecture, seen)
+        except Exception:  # a shape the compiler refuses is one that does not fit
+            return False
+        if not fits(compiled, case.architecture):
+            return False
+    return True
+
+
+def first_that_fits(case: Case) -> tuple[Case, Launch | None]:
+    present = _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype))
+    if present is not None and case_fits(case, Launch(*present)):
+        return case, Launch(*present)
+    fitting = (launch for launch in candidates(case.variant, case.width) if case_fits(case, launch))
+    return case, next(fitting, None)
+
+
+def fastest(case: Case) -> tuple[Case, Launch | None]:
+    """Times every launch that fits on this GPU."""
+    from triton.testing import do_bench
+
+    run = _runner(case)
+    entry = case.architecture, case.width, case.dtype
+    best: tuple[float, Launch | None] = float("inf"), None
+    for launch in dict.fromkeys(candidates(case.variant, case.width)):
+        if case_fits(case, launch):
+            _launch_table.TABLE[case.variant][entry] = astuple(launch)
+            best = min(best, (do_bench(run), launch), key=lambda pair: pair[0])
+    return case, best[1]
+
+
+def _runner(case: Case) -> Callable[[], object]:
+    """One call of the op that launches this variant, on a problem of the benchmarks' size."""
+    import uatmc_kernels.triton as kernels
+    from uatmc_kernels._dispatch import ScorePass
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
+    num_users, num_items, width = 2048, 65_536, case.width
+    normal = lambda *shape: torch.randn(shape, generator=generator, device="cuda").to(dtype)  # noqa: E731
+    users, items, positive = normal(num_users, width), normal(num_items, width), normal(num_users)
+    skip = torch.randint(num_items, (num_users,), generator=generator, device="cuda")
+    scores = ScorePass(users, items, positive, skip, None)
+    g, w, rows = normal(num_items * 16, width), normal(width, width), normal(num_items * 16, width)
+    half = items[:, width // 2 :]
+    return {
+        "loss": lambda: kernels.bpr_loss(scores),
+        "loss_and_user_gradients": lambda: kernels.bpr_all_items._sweep("loss_and_user_gradients", scores),
+        "item_gradients": lambda: kernels.bpr_item_gradients(scores, None),
+        "atomic": lambda: kernels.bpr_loss_and_gradients_atomic(scores),
+        "second_order_of_users": lambda: kernels.bpr_second_order(positive, scores, (users, items, positive)),
+        "second_order_of_items": lambda: kernels.bpr_second_order(positive, scores, (users, items, positive)),
+        "hvp": lambda: kernels.bpr_all_items_hvp(scores, half, positive, slice(width // 2, width)),
+        "coordinate": lambda: kernels.coordinate(g, w, w),
+        "perturb": lambda: kernels.perturb(g, w, w, rows, rows, 0.1, "l2"),
+        "perturbed_content": lambda: kernels.perturbed_content(g, w, w, rows, rows, None, 0.1, "l2"),
+        "topk_64": lambda: kernels.topk_all_items(users, items, 50, None),
+        "topk_128": lambda: kernels.topk_all_items(users, items, 100, None),
+        "count_above": lambda: kernels.count_above(users, items, positive, positive),
+    }[case.variant]
+
+
+def write(table: dict[Case, Launch]) -> None:
+    lines = [_HEADER]
+    for variant in VARIANTS:
+        lines.append(f'    "{variant}": {{\n')
+        for case, launch in table.items():
+            if case.variant == variant:
+                entry = f'({case.architecture}, {case.width}, "{case.dtype}")'
+                lines.append(f"        {entry}: {astuple(launch)},\n")
+        lines.append("    },\n")
+    PATH.write_text("".join([*lines, "}\n"]), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    table = {
+        case: Launch(*entry)
+        for case in cases(tuple(VARIANTS), tuple(ARCHITECTURES), WIDTHS)
+        if (entry := _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype)))
+    }
+    if arguments.device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        architecture = max(known for known in ARCHITECTURES if known <= 10 * major + minor)
+        results: Iterator[tuple[Case, Launch | None]] = map(fastest, cases(tuple(VARIANTS), (architecture,), WIDTHS))
+    else:
+        pool = ProcessPoolExecutor(os.cpu_count())
+        results = pool.map(first_that_fits, cases(tuple(VARIANTS), tuple(ARCHITECTURES), WIDTHS))
+    unfit = 0
+    for case, launch in results:
+        changed = table.get(case) != launch
+        unfit += launch is None
+        table[case] = launch or _GIVE_UP
+        if changed:
+            print(case, "->", launch or "nothing fits", flush=True)
+            write(
+                {
+                    known: table[known]
+                    for known in cases(tuple(VARIANTS), tuple(ARCHITECTURES), WIDTHS)
+                    if known in table
+                }
+            )
+    print(f"{unfit} of {len(table)} cases have no launch that fits", file=sys.stderr)
+    raise SystemExit(unfit > 0)
+
+
+if __name__ == "__main__":
+    main()
