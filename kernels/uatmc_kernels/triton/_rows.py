@@ -4,7 +4,7 @@
     DO  columns of one output slice
 
 Where MC covers M a tile's projections stay in registers; else they are made twice, chunk by chunk: once for
-the norms, once for what needs the norms.
+their lengths, once for what needs the lengths.
 """
 
 import triton
@@ -67,6 +67,39 @@ def load_weight(w, k, m, D: tl.constexpr, M: tl.constexpr, DC: tl.constexpr, MC:
 
 
 @triton.jit
+def add_squares(visual, text, squares_v, squares_t, inner):
+    squares_v += tl.sum(visual * visual, 1)
+    squares_t += tl.sum(text * text, 1)
+    inner += tl.sum(visual * text, 1)
+    return squares_v, squares_t, inner
+
+
+@triton.jit
+def pull_back(
+    omega,
+    visual,
+    text,
+    w_v,
+    w_t,
+    both,
+    for_visual,
+    for_text,
+    d,
+    m,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    MC: tl.constexpr,
+    DO: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """omega + alpha W_v^T + tau W_t^T for columns m .. m + MC of the modalities."""
+    alpha = narrow(text * both - visual * for_visual, w_v.dtype.element_ty)
+    omega = dot(alpha, tl.trans(load_weight(w_v, d, m, D, M, DO, MC)), omega, PRECISION)
+    tau = narrow(visual * both - text * for_text, w_t.dtype.element_ty)
+    return dot(tau, tl.trans(load_weight(w_t, d, m, D, M, DO, MC)), omega, PRECISION)
+
+
+@triton.jit
 def coordinate(
     g,
     w_v,
@@ -88,50 +121,75 @@ def coordinate(
     slice_d = tl.program_id(2) * DO
     rows = row + tl.arange(0, BO)
     scale = row_scale(g, row, num_rows, G_STRIDE, D, BO, DC)
-    visual_squares = tl.zeros([BO], tl.float32)
-    text_squares = tl.zeros([BO], tl.float32)
+    squares_v = tl.zeros([BO], tl.float32)
+    squares_t = tl.zeros([BO], tl.float32)
     inner = tl.zeros([BO], tl.float32)
-    for m in range(0, M, MC):
-        visual = project(g, w_v, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-        text = project(g, w_t, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-        visual_squares += tl.sum(visual * visual, 1)
-        text_squares += tl.sum(text * text, 1)
-        inner += tl.sum(visual * text, 1)
+    if MC >= M:
+        visual = project(g, w_v, scale, row, num_rows, 0, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        text = project(g, w_t, scale, row, num_rows, 0, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        squares_v, squares_t, inner = add_squares(visual, text, squares_v, squares_t, inner)
+    else:
+        for m in range(0, M, MC):
+            part_v = project(g, w_v, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            part_t = project(g, w_t, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            squares_v, squares_t, inner = add_squares(part_v, part_t, squares_v, squares_t, inner)
     # A row without a direction in either modality adds nothing: its inverse lengths are zero, not infinite.
-    kept = (visual_squares > 0) & (text_squares > 0)
-    inverse_visual = tl.where(kept, 1.0 / tl.sqrt_rn(tl.where(kept, visual_squares, 1.0)), 0.0)
-    inverse_text = tl.where(kept, 1.0 / tl.sqrt_rn(tl.where(kept, text_squares, 1.0)), 0.0)
-    cosine = inner * inverse_visual * inverse_text
+    kept = (squares_v > 0) & (squares_t > 0)
+    inverse_v = tl.where(kept, 1.0 / tl.sqrt_rn(tl.where(kept, squares_v, 1.0)), 0.0)
+    inverse_t = tl.where(kept, 1.0 / tl.sqrt_rn(tl.where(kept, squares_t, 1.0)), 0.0)
+    cosine = inner * inverse_v * inverse_t
     if slice_d == 0:
         tl.store(cosines_out + tl.program_id(0), tl.sum(tl.where(rows < num_rows, cosine, 0.0), 0))
-    both = (inverse_visual * inverse_text)[:, None]
-    for_visual = (cosine * inverse_visual * inverse_visual)[:, None]
-    for_text = (cosine * inverse_text * inverse_text)[:, None]
+    both = (inverse_v * inverse_t)[:, None]
+    for_v = (cosine * inverse_v * inverse_v)[:, None]
+    for_t = (cosine * inverse_t * inverse_t)[:, None]
     omega = tl.zeros([BO, DO], tl.float32)
-    for m in range(0, M, MC):
-        if MC < M:
-            visual = project(g, w_v, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-            text = project(g, w_t, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-        alpha = narrow(text * both - visual * for_visual, w_v.dtype.element_ty)
-        omega = dot(alpha, tl.trans(load_weight(w_v, slice_d, m, D, M, DO, MC)), omega, PRECISION)
-        tau = narrow(visual * both - text * for_text, w_t.dtype.element_ty)
-        omega = dot(tau, tl.trans(load_weight(w_t, slice_d, m, D, M, DO, MC)), omega, PRECISION)
+    if MC >= M:
+        omega = pull_back(omega, visual, text, w_v, w_t, both, for_v, for_t, slice_d, 0, D, M, MC, DO, PRECISION)
+    else:
+        for m in range(0, M, MC):
+            part_v = project(g, w_v, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            part_t = project(g, w_t, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            omega = pull_back(omega, part_v, part_t, w_v, w_t, both, for_v, for_t, slice_d, m, D, M, MC, DO, PRECISION)
     omega = omega * scale[:, None] / num_rows
     put_rows(omega_out, row, num_rows, D, slice_d, omega, D, BO, DO, False)
 
 
 @triton.jit
+def ball_radius(
+    rows_in,
+    epsilon,
+    row,
+    num_rows,
+    ROW_STRIDE: tl.constexpr,
+    M: tl.constexpr,
+    BO: tl.constexpr,
+    MC: tl.constexpr,
+):
+    """epsilon times the length of each row."""
+    squares = tl.zeros([BO], tl.float32)
+    for m in range(0, M, MC):
+        original = load_rows(rows_in, row, num_rows, ROW_STRIDE, m, M, BO, MC).to(tl.float32)
+        squares += tl.sum(original * original, 1)
+    return epsilon * tl.sqrt_rn(squares)
+
+
+@triton.jit
+def over_length(radius, squares):
+    """radius / length; zero for a row without a direction."""
+    return tl.where(squares > 0, radius / tl.sqrt_rn(tl.where(squares > 0, squares, 1.0)), 0.0)
+
+
+@triton.jit
 def step_factor(
+    radius,
     g,
     w,
-    rows_in,
     scale,
-    epsilon,
     row,
     num_rows,
     LINF: tl.constexpr,
     G_STRIDE: tl.constexpr,
-    ROW_STRIDE: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
     BO: tl.constexpr,
@@ -139,27 +197,31 @@ def step_factor(
     MC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What a row's direction (its sign for linf) is multiplied by to lie on the surface; zero without direction."""
-    row_squares = tl.zeros([BO], tl.float32)
-    squares = tl.zeros([BO], tl.float32)
-    for m in range(0, M, MC):
-        original = load_rows(rows_in, row, num_rows, ROW_STRIDE, m, M, BO, MC).to(tl.float32)
-        row_squares += tl.sum(original * original, 1)
-        if not LINF:
+    """What a direction (its sign for linf) is multiplied by to lie on the surface, where it takes several products."""
+    factor = radius
+    if not LINF:
+        squares = tl.zeros([BO], tl.float32)
+        for m in range(0, M, MC):
             direction = project(g, w, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
             squares += tl.sum(direction * direction, 1)
-    radius = epsilon * tl.sqrt_rn(row_squares)
-    if LINF:
-        return radius
-    return tl.where(squares > 0, radius / tl.sqrt_rn(tl.where(squares > 0, squares, 1.0)), 0.0)
+        factor = over_length(radius, squares)
+    return factor
 
 
 @triton.jit
 def step(direction, factor, LINF: tl.constexpr):
     if LINF:
-        sign = (direction > 0).to(tl.float32) - (direction < 0).to(tl.float32)
-        return factor[:, None] * sign
+        direction = (direction > 0).to(tl.float32) - (direction < 0).to(tl.float32)
     return factor[:, None] * direction
+
+
+@triton.jit
+def whole_step(direction, radius, LINF: tl.constexpr):
+    """The step where the whole direction is at hand."""
+    factor = radius
+    if not LINF:
+        factor = over_length(radius, tl.sum(direction * direction, 1))
+    return step(direction, factor, LINF)
 
 
 @triton.jit
@@ -183,12 +245,32 @@ def perturb(
     """delta of one modality. Grid (tiles,)."""
     row = tl.program_id(0) * BO
     scale = row_scale(g, row, num_rows, G_STRIDE, D, BO, DC)
-    factor = step_factor(
-        g, w, rows_in, scale, epsilon, row, num_rows, LINF, G_STRIDE, ROW_STRIDE, D, M, BO, DC, MC, PRECISION
-    )
-    for m in range(0, M, MC):
-        direction = project(g, w, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-        put_rows(delta_out, row, num_rows, M, m, step(direction, factor, LINF), M, BO, MC, False)
+    radius = ball_radius(rows_in, epsilon, row, num_rows, ROW_STRIDE, M, BO, MC)
+    if MC >= M:
+        direction = project(g, w, scale, row, num_rows, 0, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        put_rows(delta_out, row, num_rows, M, 0, whole_step(direction, radius, LINF), M, BO, MC, False)
+    else:
+        factor = step_factor(radius, g, w, scale, row, num_rows, LINF, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        for m in range(0, M, MC):
+            part = project(g, w, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            put_rows(delta_out, row, num_rows, M, m, step(part, factor, LINF), M, BO, MC, False)
+
+
+@triton.jit
+def moved_rows(
+    delta,
+    rows_in,
+    row,
+    num_rows,
+    m,
+    ROW_STRIDE: tl.constexpr,
+    M: tl.constexpr,
+    BO: tl.constexpr,
+    MC: tl.constexpr,
+):
+    """Columns m .. m + MC of row + delta, in the dtype of the rows."""
+    original = load_rows(rows_in, row, num_rows, ROW_STRIDE, m, M, BO, MC)
+    return narrow(original.to(tl.float32) + delta, original.dtype)
 
 
 @triton.jit
@@ -201,7 +283,7 @@ def perturbed_modality(
     epsilon,
     row,
     num_rows,
-    slice_d,
+    d,
     LINF: tl.constexpr,
     G_STRIDE: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
@@ -214,15 +296,18 @@ def perturbed_modality(
     PRECISION: tl.constexpr,
 ):
     """content + (row + delta) W^T for one modality; delta lives in registers only."""
-    factor = step_factor(
-        g, w, rows_in, scale, epsilon, row, num_rows, LINF, G_STRIDE, ROW_STRIDE, D, M, BO, DC, MC, PRECISION
-    )
-    for m in range(0, M, MC):
-        direction = project(g, w, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
-        original = load_rows(rows_in, row, num_rows, ROW_STRIDE, m, M, BO, MC)
-        moved = narrow(original.to(tl.float32) + step(direction, factor, LINF), original.dtype)
-        weight = tl.trans(load_weight(w, slice_d, m, D, M, DO, MC))
-        content = dot(moved, weight, content, PRECISION)
+    radius = ball_radius(rows_in, epsilon, row, num_rows, ROW_STRIDE, M, BO, MC)
+    if MC >= M:
+        direction = project(g, w, scale, row, num_rows, 0, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        delta = whole_step(direction, radius, LINF)
+        moved = moved_rows(delta, rows_in, row, num_rows, 0, ROW_STRIDE, M, BO, MC)
+        content = dot(moved, tl.trans(load_weight(w, d, 0, D, M, DO, MC)), content, PRECISION)
+    else:
+        factor = step_factor(radius, g, w, scale, row, num_rows, LINF, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+        for m in range(0, M, MC):
+            part = project(g, w, scale, row, num_rows, m, G_STRIDE, D, M, BO, DC, MC, PRECISION)
+            moved_part = moved_rows(step(part, factor, LINF), rows_in, row, num_rows, m, ROW_STRIDE, M, BO, MC)
+            content = dot(moved_part, tl.trans(load_weight(w, d, m, D, M, DO, MC)), content, PRECISION)
     return content
 
 
