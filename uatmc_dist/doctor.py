@@ -21,7 +21,7 @@ REQUIRED_CUDA = {
     "deepspeed": "0.19.8",
 }
 OPTIONAL_CPU = {"triton": "3.9.0" if sys.version_info >= (3, 11) else "3.8.0"}
-"""Training on a CPU goes without it: only the kernels' tests and their static report use it. Wrong if another version."""
+"""Training on a CPU goes without: only the tests and the static report of the kernels use it."""
 
 
 @dataclass(frozen=True)

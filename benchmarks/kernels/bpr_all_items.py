@@ -107,7 +107,7 @@ def with_hvp(sizes: Sizes) -> dict[str, Callable[[], object]]:
         return call
 
     known = implementations(sizes)
-    by_graph = ("reference eager", "eager, checkpointed chunks")
+    by_graph = ("reference eager", "eager, checkpointed chunks", "torch.compile")
     calls = {name: by_autograd(known[name]) for name in by_graph}
     calls |= {name: closed(name) for name in ("tiled", "triton") if name in known}
     # The same through the op's own second derivative, which serves any model.

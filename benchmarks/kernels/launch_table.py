@@ -37,8 +37,22 @@ _WITHOUT_SLICES = ("loss", "topk_64", "topk_128", "count_above")
 _GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
 
 
-def candidates(variant: str, width: int) -> Iterator[Launch]:
-    """From what reuses most of a loaded tile to what needs least of everything."""
+# Accumulators of a thread, in registers, beyond which no kernel was seen to compile without spills. The parts of
+# three TF32 products take twice the registers of their operands.
+_MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
+
+
+def candidates(variant: str, width: int, dtype: str) -> Iterator[Launch]:
+    """What may fit, from what reuses most of a loaded tile to what needs least of everything."""
+    for launch in _shapes(variant, width):
+        projections = 2 * launch.block_k if variant in _BY_ROWS else launch.block_stream
+        slice_columns = 0 if variant in _WITHOUT_SLICES else launch.out_k
+        accumulators = launch.block_owner * (projections + slice_columns) / (32 * launch.num_warps)
+        if accumulators <= _MOST_ACCUMULATORS[dtype]:
+            yield launch
+
+
+def _shapes(variant: str, width: int) -> Iterator[Launch]:
     slices = [width] if variant in _WITHOUT_SLICES else [size for size in (256, 128, 64, 32) if size <= width]
     products = [size for size in (128, 64, 32) if size <= width]
     if variant in _BY_ROWS:
@@ -72,7 +86,7 @@ def first_that_fits(case: Case) -> tuple[Case, Launch | None]:
     present = _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype))
     if present is not None and case_fits(case, Launch(*present)):
         return case, Launch(*present)
-    fitting = (launch for launch in candidates(case.variant, case.width) if case_fits(case, launch))
+    fitting = (launch for launch in candidates(case.variant, case.width, case.dtype) if case_fits(case, launch))
     return case, next(fitting, None)
 
 
@@ -83,7 +97,7 @@ def fastest(case: Case) -> tuple[Case, Launch | None]:
     run = _runner(case)
     entry = case.architecture, case.width, case.dtype
     best: tuple[float, Launch | None] = float("inf"), None
-    for launch in dict.fromkeys(candidates(case.variant, case.width)):
+    for launch in dict.fromkeys(candidates(case.variant, case.width, case.dtype)):
         if case_fits(case, launch):
             _launch_table.TABLE[case.variant][entry] = astuple(launch)
             best = min(best, (do_bench(run), launch), key=lambda pair: pair[0])
@@ -136,6 +150,7 @@ def write(table: dict[Case, Launch]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--kernels", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS), metavar="KERNEL")
     arguments = parser.parse_args()
     table = {
         case: Launch(*entry)
@@ -145,10 +160,10 @@ def main() -> None:
     if arguments.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         architecture = max(known for known in ARCHITECTURES if known <= 10 * major + minor)
-        results: Iterator[tuple[Case, Launch | None]] = map(fastest, cases(tuple(VARIANTS), (architecture,), WIDTHS))
+        results: Iterator[tuple[Case, Launch | None]] = map(fastest, cases(arguments.kernels, (architecture,), WIDTHS))
     else:
         pool = ProcessPoolExecutor(os.cpu_count())
-        results = pool.map(first_that_fits, cases(tuple(VARIANTS), tuple(ARCHITECTURES), WIDTHS))
+        results = pool.map(first_that_fits, cases(arguments.kernels, tuple(ARCHITECTURES), WIDTHS))
     unfit = 0
     for case, launch in results:
         changed = table.get(case) != launch
