@@ -1,6 +1,7 @@
 """Timing, peak memory, and the one CSV that every benchmark appends to."""
 
 import csv
+import ctypes
 import json
 import os
 import platform
@@ -52,7 +53,8 @@ def median_ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def extra_memory(function: Callable[[], object]) -> float:
-    """Peak resident memory while the function runs beyond what there was before it, in MB (Linux)."""
+    """Peak resident memory while the function runs beyond what there was before it, in MB (Linux, glibc)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not serve this one unseen
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     before = _status("VmRSS")
     function()

@@ -99,7 +99,7 @@ def _measure(
             memory_mb = _extra_memory(function, sizes.device)  # also the warm-up, and the compiler's time
             times = _times(function, sizes.device, seconds)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            print(f"{label}: left out ({str(error).splitlines()[0][:120]})")
+            print(f"{label}: left out ({str(error).splitlines()[0][:100]} ...)")
             continue
         middle = quantile(times, 0.5)
         fraction = None if floor is None else floor / middle
