@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+if not torch.cuda.is_available():
+    # Triton interprets its kernels on the CPU then. Read when Triton is first imported, which other packages do too.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize

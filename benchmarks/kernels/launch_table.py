@@ -165,7 +165,9 @@ def main() -> None:
         pool = ProcessPoolExecutor(os.cpu_count())
         results = pool.map(first_that_fits, cases(arguments.kernels, tuple(ARCHITECTURES), WIDTHS))
     unfit = 0
-    for case, launch in results:
+    for done, (case, launch) in enumerate(results, start=1):
+        if sys.stderr.isatty():
+            print(f"\r{done} cases looked at", end="", file=sys.stderr, flush=True)
         changed = table.get(case) != launch
         unfit += launch is None
         table[case] = launch or _GIVE_UP

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from uatmc_kernels.triton._launches import Launch
 from uatmc_kernels.triton._variants import VARIANTS, Variant
+
+if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    raise SystemExit("error: TRITON_INTERPRET=1: interpreted kernels are not compiled; unset it")
 
 ARCHITECTURES = {80: "A100", 90: "H100", 100: "B200"}
 WIDTHS = (32, 64, 128, 256)
@@ -102,8 +103,7 @@ def compile_variant(
     names = list(signature)
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

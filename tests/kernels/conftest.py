@@ -1,12 +1,7 @@
-"""Kernels run on the GPU where there is one; else Triton interprets them on the CPU."""
-
-import os
+"""Kernels run on the GPU where there is one; else Triton interprets them on the CPU (tests/conftest.py)."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
 from uatmc_kernels.tiled import _tiles
 

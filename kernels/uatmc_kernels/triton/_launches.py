@@ -33,6 +33,11 @@ class Launch:
     num_warps: int
     num_stages: int
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of Triton's compiler. Fused multiply-adds, whatever the installed version's default."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

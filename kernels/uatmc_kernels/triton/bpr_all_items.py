@@ -62,8 +62,7 @@ def bpr_loss_and_gradients_atomic(
             K=width,
             **blocks,
             PRECISION=PRECISIONS[users.dtype],
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
+            **launch.options,
         )
     return loss_B.clone(), d_users_BK, d_items_NK, -sigma_B
 
@@ -132,8 +131,7 @@ class _Grid:
             K=self.width,
             **self.blocks,
             PRECISION=PRECISIONS[self.owners.dtype],
-            num_warps=self.launch.num_warps,
-            num_stages=self.launch.num_stages,
+            **self.launch.options,
         )
         return [None if part is None else part[0] if len(part) == 1 else part.sum(0) for part in (*sums, gradient)]
 

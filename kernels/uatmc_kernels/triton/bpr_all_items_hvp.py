@@ -46,7 +46,6 @@ def bpr_all_items_hvp(
         D=content_width,
         **blocks,
         PRECISION=PRECISIONS[users.dtype],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        **launch.options,
     )
     return hvp_Nd, row_sums.sum(0)

@@ -30,7 +30,6 @@ def coordinate(g_Nd: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor) -> tupl
         M=modality,
         **blocks,
         PRECISION=PRECISIONS[g.dtype],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        **launch.options,
     )
     return (cosines.sum(dtype=torch.float64) / num_rows).float(), omega_Nd

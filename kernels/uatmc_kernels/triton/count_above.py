@@ -32,7 +32,6 @@ def count_above(
             K=width,
             **blocks,
             PRECISION=PRECISIONS[users.dtype],
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
+            **launch.options,
         )
     return counts_N.long()

@@ -46,8 +46,7 @@ def _perturb_modality(
         M=modality,
         **blocks,
         PRECISION=PRECISIONS[g.dtype],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        **launch.options,
     )
     return delta
 
@@ -92,7 +91,6 @@ def perturbed_content(
         M_T=w_t.shape[1],
         **blocks,
         PRECISION=PRECISIONS[g.dtype],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        **launch.options,
     )
     return content

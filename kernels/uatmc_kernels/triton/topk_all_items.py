@@ -41,7 +41,6 @@ def topk_all_items(
         **variant.flags,
         **blocks,
         PRECISION=PRECISIONS[users.dtype],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        **launch.options,
     )
     return scores_and_items(best.permute(1, 0, 2).reshape(num_users, splits * k).topk(k, dim=1).values)
