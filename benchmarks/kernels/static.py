@@ -1,6 +1,5 @@
 """What a compiled kernel is made of, read from its cubin without a GPU: registers, memory, spills, instructions."""
 
-import os
 import re
 import subprocess
 import tempfile
@@ -9,19 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from uatmc_kernels._dispatch import is_interpreted
 from uatmc_kernels.triton._launches import Launch
-from uatmc_kernels.triton._variants import VARIANTS, Variant
+from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS, Variant
 
-if os.environ.get("TRITON_INTERPRET", "0") == "1":
+if is_interpreted():
     raise SystemExit("error: TRITON_INTERPRET=1: interpreted kernels are not compiled; unset it")
 
 ARCHITECTURES = {80: "A100", 90: "H100", 100: "B200"}
 WIDTHS = (32, 64, 128, 256)
-DTYPES = ("bf16", "fp32")
+_TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = tuple(_TORCH_DTYPES)
 TENSOR_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes a thread block may use. Every architecture has 64 Ki registers and room for 64 warps in a multiprocessor."""
@@ -146,7 +148,7 @@ def _specialise(
         elif name in widths:
             constants[name] = widths[name]
         elif name == "PRECISION":
-            constants[name] = "tf32x3" if dtype == "fp32" else "ieee"
+            constants[name] = PRECISIONS[_TORCH_DTYPES[dtype]]
         if name in constants:
             signature[name] = "constexpr"
         elif name in _POINTERS:

@@ -54,7 +54,7 @@ def _triton_problem(device: str, index: int | None, dtype: torch.dtype) -> str:
         return "triton is not installed"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"no Triton kernel for {dtype}"
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    if is_interpreted():
         return ""
     if device != "cuda":
         return f"the tensors are on {device}; set TRITON_INTERPRET=1 before the first import to interpret the kernels"
@@ -68,6 +68,15 @@ def _say_once(message: str) -> None:
     _LOG.warning(message)
 
 
+def is_interpreted() -> bool:
+    """Whether Triton interprets its kernels. Triton itself reads this when it is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def seen_pair(offsets: torch.Tensor | None, columns: torch.Tensor | None) -> Seen | None:
+    return None if offsets is None or columns is None else (offsets, columns)
+
+
 class ScorePass(NamedTuple):
     """What every pass over the scores of users against items takes; checked, and as the caller gave it."""
 
@@ -76,6 +85,23 @@ class ScorePass(NamedTuple):
     positive_scores_B: torch.Tensor
     skip_B: torch.Tensor
     seen: Seen | None
+
+    @classmethod
+    def of(
+        cls,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        positive: torch.Tensor,
+        skip: torch.Tensor,
+        offsets: torch.Tensor | None,
+        columns: torch.Tensor | None,
+    ) -> "ScorePass":
+        """From the arguments of an op of torch.library, which knows no pairs."""
+        return cls(users, items, positive, skip, seen_pair(offsets, columns))
+
+    def flat(self) -> tuple[torch.Tensor | None, ...]:
+        """The arguments of an op: what `of` takes."""
+        return (*self[:4], *(self.seen or (None, None)))
 
     def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows, columns) of the scores that do not count, sorted by column. Waits for the device."""

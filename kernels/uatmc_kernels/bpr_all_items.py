@@ -41,16 +41,9 @@ def bpr_all_items(
     name = resolve(implementation, users_BK, more=("triton_atomic",))
     if name == "reference":
         return reference.bpr_all_items(scores)
-    inputs = users_BK, items_NK, positive_scores_B, skip_B, *(seen or (None, None)), name
-    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs[:3])
+    inputs = *scores.flat(), name
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scores[:3])
     return _loss_and_gradients(*inputs)[0] if needs_gradient else _loss(*inputs)
-
-
-def _score_pass(
-    users: Tensor, items: Tensor, positive: Tensor, skip: Tensor, offsets: Tensor | None, columns: Tensor | None
-) -> ScorePass:
-    seen = None if offsets is None or columns is None else (offsets, columns)
-    return ScorePass(users, items, positive, skip, seen)
 
 
 @torch.library.custom_op("uatmc::bpr_loss", mutates_args=())
@@ -63,7 +56,7 @@ def _loss(
     columns: Tensor | None,
     implementation: str,
 ) -> Tensor:
-    return backend(implementation).bpr_loss(_score_pass(users, items, positive, skip, offsets, columns))
+    return backend(implementation).bpr_loss(ScorePass.of(users, items, positive, skip, offsets, columns))
 
 
 @_loss.register_fake
@@ -81,7 +74,7 @@ def _loss_and_gradients(
     columns: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores = _score_pass(users, items, positive, skip, offsets, columns)
+    scores = ScorePass.of(users, items, positive, skip, offsets, columns)
     if implementation == "triton_atomic":
         return backend(implementation).bpr_loss_and_gradients_atomic(scores)
     return backend(implementation).bpr_loss_and_gradients(scores)
@@ -113,7 +106,7 @@ def _gradients(
     if len(weights) < 2 or _all_equal(weights):
         d_items = unit_items * weights[:1] if len(weights) else torch.zeros_like(unit_items)
     else:
-        scores = _score_pass(users, items, positive, skip, offsets, columns)
+        scores = ScorePass.of(users, items, positive, skip, offsets, columns)
         d_items = backend(implementation).bpr_item_gradients(scores, weights)
     d_users, d_positive = unit_users * weights[:, None], unit_positive * weights
     return d_users.to(users.dtype), d_items.to(items.dtype), d_positive.to(positive.dtype)
@@ -145,7 +138,7 @@ def _second_order(
     tangent_positive: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores = _score_pass(users, items, positive, skip, offsets, columns)
+    scores = ScorePass.of(users, items, positive, skip, offsets, columns)
     tangents = tangent_users, tangent_items, tangent_positive
     results = backend(implementation).bpr_second_order(weights, scores, tangents)
     return tuple(result.to(to.dtype) for result, to in zip(results, (weights, *scores[:3]), strict=True))  # type: ignore[return-value]

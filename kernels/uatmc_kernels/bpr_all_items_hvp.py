@@ -51,7 +51,7 @@ def bpr_all_items_hvp(
     name = resolve(implementation, users_BK)
     if name == "reference":
         return reference.bpr_all_items_hvp(scores, tangent_items_Nd, tangent_positive_B, slice(start, stop))
-    return _hvp(*scores[:4], *(seen or (None, None)), tangent_items_Nd, tangent_positive_B, start, stop, name)
+    return _hvp(*scores.flat(), tangent_items_Nd, tangent_positive_B, start, stop, name)
 
 
 @torch.library.custom_op("uatmc::bpr_hvp", mutates_args=())
@@ -68,8 +68,7 @@ def _hvp(
     stop: int,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    seen = None if offsets is None or columns is None else (offsets, columns)
-    scores = ScorePass(users, items, positive, skip, seen)
+    scores = ScorePass.of(users, items, positive, skip, offsets, columns)
     return backend(implementation).bpr_all_items_hvp(scores, tangent_items, tangent_positive, slice(start, stop))
 
 

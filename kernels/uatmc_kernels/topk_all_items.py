@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from uatmc_kernels import reference
-from uatmc_kernels._dispatch import Implementation, Seen, backend, check_scores, resolve
+from uatmc_kernels._dispatch import Implementation, Seen, backend, check_scores, resolve, seen_pair
 
 _TRITON_MAX_K = 128
 """Longer rankings do not fit into registers."""
@@ -42,8 +42,7 @@ def topk_all_items(
 def _topk(
     users: Tensor, items: Tensor, k: int, offsets: Tensor | None, columns: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    seen = None if offsets is None or columns is None else (offsets, columns)
-    return backend(implementation).topk_all_items(users, items, k, seen)
+    return backend(implementation).topk_all_items(users, items, k, seen_pair(offsets, columns))
 
 
 @_topk.register_fake

@@ -1,8 +1,18 @@
 """Random score passes, and what the tests compare."""
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 from uatmc_kernels import bpr_all_items
+
+# The fixture that makes tiles small is the same for every example.
+few = settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking interpreted kernels takes minutes
+)
+many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def problem(num_users, num_items, width, dtype=torch.float64, seed=0, scale=1.0):

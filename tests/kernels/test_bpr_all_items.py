@@ -3,21 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import uatmc_kernels
-from tests.kernels.problems import derivatives, known_positives, on, problem, worst_errors
+from tests.kernels.problems import derivatives, few, known_positives, many, on, problem, worst_errors
 from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
-
-# The fixture that makes tiles small is the same for every example.
-few = settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking interpreted kernels takes minutes
-)
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @many

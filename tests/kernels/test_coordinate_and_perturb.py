@@ -2,19 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.problems import on, worst_errors
+from tests.kernels.problems import few, many, on, worst_errors
 from uatmc_kernels import coordinate, perturb, perturbed_content
-
-few = settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking interpreted kernels takes minutes
-)
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def problem(num_items, width, width_v=5, width_t=5, dtype=torch.float64, scale=1.0):

@@ -29,6 +29,12 @@ def tile_width(num_users: int, num_items: int, dtype: torch.dtype) -> int:
     return max(1, min(num_items, MAX_TILE, max(MIN_TILE, width // 16 * 16)))
 
 
+def entry_bounds(columns_E: torch.Tensor, num_items: int, width: int) -> list[int]:
+    """Where each tile's entries begin among the sorted columns: tile i has those from bounds[i] to bounds[i + 1]."""
+    starts = torch.arange(0, num_items + width, width, device=columns_E.device)
+    return torch.searchsorted(columns_E, starts).tolist()
+
+
 def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
     """Walks over s_bj - positive_score_b tile by tile.
 
@@ -41,8 +47,7 @@ def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
     width = tile_width(num_users, num_items, dtype)
     buffer, scratch = users_BK.new_empty(2, num_users * width).unbind(0)
     minus_positive_B1 = scores.positive_scores_B.to(dtype).neg()[:, None]
-    starts = torch.arange(0, num_items + width, width, device=columns_E.device)
-    bounds = torch.searchsorted(columns_E, starts).tolist()
+    bounds = entry_bounds(columns_E, num_items, width)
     # Where an entry lies in its tile, which is `width` columns wide, or less if it is the last one.
     first_E = columns_E - columns_E % width
     flat_E = rows_E * (num_items - first_E).clamp(max=width) + columns_E - first_E

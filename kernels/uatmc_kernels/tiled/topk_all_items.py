@@ -4,7 +4,7 @@ import torch
 
 from uatmc_kernels._dispatch import Seen, accumulator_dtype, left_out
 from uatmc_kernels._ranking_keys import NOTHING, keys_of, scores_and_items
-from uatmc_kernels.tiled._tiles import tile_width
+from uatmc_kernels.tiled._tiles import entry_bounds, tile_width
 
 
 def topk_all_items(
@@ -16,8 +16,7 @@ def topk_all_items(
     rows_E, columns_E = left_out(None, seen, num_users, num_items, users_BK.device)
     width = max(tile_width(num_users, num_items, torch.float64), min(k, num_items), 1)
     best_Bk = torch.full((num_users, k), NOTHING, dtype=torch.int64, device=users_BK.device)
-    starts = torch.arange(0, num_items + width, width, device=columns_E.device)
-    bounds = torch.searchsorted(columns_E, starts).tolist()
+    bounds = entry_bounds(columns_E, num_items, width)
     for index, start in enumerate(range(0, num_items, width)):
         keys_BT = keys_of(users_BK @ items_NK[start : start + width].to(dtype).T, start)
         first, last = bounds[index], bounds[index + 1]

@@ -1,14 +1,13 @@
 """How kernels are launched: the table's entry for a device and a width, rows, splits and entries left out."""
 
 import functools
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 
-from uatmc_kernels._dispatch import Seen
+from uatmc_kernels._dispatch import Seen, is_interpreted
 from uatmc_kernels.triton._launch_table import TABLE
 
 _WIDTHS = (32, 64, 128, 256)
@@ -39,10 +38,6 @@ class Launch:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
-def is_interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 @functools.cache
 def _device(index: int | None) -> tuple[int, int]:
     """(architecture of the table, multiprocessors) of a GPU."""
@@ -58,18 +53,20 @@ def launch_for(variant: str, width: int, like: torch.Tensor) -> Launch:
     return Launch(*TABLE[variant][architecture, known, _DTYPES[like.dtype]])
 
 
+def _wanted_programs(like: torch.Tensor) -> int:
+    return _INTERPRETED_PROGRAMS if is_interpreted() else _WAVES * _device(like.device.index)[1]
+
+
 def split(num_rows: int, block: int, num_tiles: int, like: torch.Tensor) -> tuple[int, int]:
     """(splits, rows of each) of a stream of rows, so that few tiles of owners still fill the device."""
-    wanted = _INTERPRETED_PROGRAMS if is_interpreted() else _WAVES * _device(like.device.index)[1]
     num_blocks = triton.cdiv(num_rows, block)
-    blocks_of_split = triton.cdiv(num_blocks, max(1, min(num_blocks, wanted // num_tiles)))
+    blocks_of_split = triton.cdiv(num_blocks, max(1, min(num_blocks, _wanted_programs(like) // num_tiles)))
     return triton.cdiv(num_blocks, blocks_of_split), blocks_of_split * block
 
 
 def programs(num_tiles: int, like: torch.Tensor) -> tuple[int, int]:
     """(programs, tiles of each) for programs that walk over neighbouring tiles."""
-    wanted = _INTERPRETED_PROGRAMS if is_interpreted() else _WAVES * _device(like.device.index)[1]
-    tiles_of_program = triton.cdiv(num_tiles, min(num_tiles, wanted))
+    tiles_of_program = triton.cdiv(num_tiles, min(num_tiles, _wanted_programs(like)))
     return triton.cdiv(num_tiles, tiles_of_program), tiles_of_program
 
 

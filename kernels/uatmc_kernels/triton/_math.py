@@ -4,15 +4,15 @@ Everything is in base 2: scores are multiplied by log2(e) once, in the same FMA 
 and exp2/log2 are what the hardware computes. See docs/kernels.md for the limits this is designed against.
 """
 
-import os
-
 import triton
 import triton.language as tl
+
+from uatmc_kernels._dispatch import is_interpreted
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # The interpreter (CPU) knows no inline assembly.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+INTERPRETED = tl.constexpr(is_interpreted())
 # Sums over the stream are flushed from registers after this many rows: errors grow with 4096 + N / 4096, not N.
 FLUSH = tl.constexpr(4096)
 

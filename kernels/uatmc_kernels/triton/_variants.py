@@ -1,7 +1,7 @@
 """Every kernel that is launched, with its compile-time arguments: one definition for launching and for looking at it.
 
-A variant is a kernel with its flags fixed. `compile_time_arguments` gives what the launchers pass and what
-`signature` compiles ahead of time, so that the code measured in docs/kernels.md is the code that runs.
+A variant is a kernel with its flags fixed. The launchers and the static report take tile shapes and options from the
+same entry, so that the code measured in docs/kernels.md is the code that runs.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import torch
 from triton import next_power_of_2
 
 from uatmc_kernels.triton import _ranking, _rows, _sweeps
-from uatmc_kernels.triton._launches import Launch
+from uatmc_kernels.triton._launches import Launch, launch_for
 
 PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
 """Three TF32 products keep float32 inputs as exact as PyTorch's default; bfloat16 has only one way."""
@@ -78,3 +78,21 @@ VARIANTS = {
         Variant("count_above", _ranking.count_above),
     )
 }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel ready to be launched on tensors like one given."""
+
+    kernel: Any
+    blocks: dict[str, int]
+    constants: dict[str, Any]
+    """The variant's flags, tile shapes, precision and compiler options: what every launch of it passes."""
+
+
+def prepare(name: str, widths: dict[str, int], like: torch.Tensor, **flags: Any) -> Prepared:
+    """The table's launch for rows of these widths (letters as in `block_arguments`); `flags` replace the variant's."""
+    variant, launch = VARIANTS[name], launch_for(name, widths.get("K", max(widths.values())), like)
+    blocks = variant.block_arguments(launch, widths)
+    constants = {**variant.flags, **flags, **blocks, "PRECISION": PRECISIONS[like.dtype], **launch.options}
+    return Prepared(variant.kernel, blocks, constants)

@@ -10,9 +10,9 @@ import torch
 import triton
 
 from uatmc_kernels._dispatch import ScorePass
-from uatmc_kernels.triton._launches import as_rows, entries, launch_for, split, vector
+from uatmc_kernels.triton._launches import as_rows, entries, split, vector
 from uatmc_kernels.triton._math import FLUSH
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+from uatmc_kernels.triton._variants import VARIANTS, prepare
 
 
 def bpr_loss(scores: ScorePass) -> torch.Tensor:
@@ -39,13 +39,12 @@ def bpr_loss_and_gradients_atomic(
     """The same results from one sweep; sums over items are added by atomics, in an order that changes."""
     users, items = as_rows(scores.users_BK), as_rows(scores.items_NK)
     (num_users, width), num_items = users.shape, len(items)
-    loss_B, sigma_B = users.new_zeros(2, num_users, dtype=torch.float32).unbind(0)
+    loss_B, sigma_B = (users.new_zeros(num_users, dtype=torch.float32) for _ in range(2))
     d_users_BK = users.new_zeros(num_users, width, dtype=torch.float32)
     d_items_NK = users.new_zeros(num_items, width, dtype=torch.float32)
     if num_users and num_items:
-        variant, launch = VARIANTS["atomic"], launch_for("atomic", width, users)
-        blocks = variant.block_arguments(launch, {"K": width})
-        variant.kernel[triton.cdiv(num_items, blocks["BO"]), 1, triton.cdiv(width, blocks["KO"])](
+        prepared = prepare("atomic", {"K": width}, users)
+        prepared.kernel[triton.cdiv(num_items, prepared.blocks["BO"]), 1, triton.cdiv(width, prepared.blocks["KO"])](
             users,
             items,
             vector(scores.positive_scores_B),
@@ -56,15 +55,13 @@ def bpr_loss_and_gradients_atomic(
             d_items_out=d_items_NK,
             num_users=num_users,
             num_items=num_items,
-            **entries(scores.seen, False, blocks["BO"], blocks["BS"], num_users),
+            **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_users),
             USER_STRIDE=users.stride(0),
             ITEM_STRIDE=items.stride(0),
             K=width,
-            **blocks,
-            PRECISION=PRECISIONS[users.dtype],
-            **launch.options,
+            **prepared.constants,
         )
-    return loss_B.clone(), d_users_BK, d_items_NK, -sigma_B
+    return loss_B, d_users_BK, d_items_NK, sigma_B.neg_()
 
 
 def bpr_second_order(
@@ -85,15 +82,15 @@ class _Grid:
     """Owners, stream and partial sums of a sweep."""
 
     def __init__(self, name: str, scores: ScorePass) -> None:
-        self.variant = VARIANTS[name]
-        self.owner_is_user = self.variant.flags["OWNER_IS_USER"]
+        flags = VARIANTS[name].flags
+        self.owner_is_user = flags["OWNER_IS_USER"]
         users, items = as_rows(scores.users_BK), as_rows(scores.items_NK)
         self.owners, self.stream = (users, items) if self.owner_is_user else (items, users)
         self.num_owners, self.width = self.owners.shape
         self.num_stream = len(self.stream)
-        self.launch = launch_for(name, self.width, users)
-        self.blocks = self.variant.block_arguments(self.launch, {"K": self.width})
-        self.with_gradient = self.variant.flags.get("WITH_GRADIENT", True)
+        self.prepared = prepare(name, {"K": self.width}, users)
+        self.blocks = self.prepared.blocks
+        self.with_gradient = flags.get("WITH_GRADIENT", True)
         self.is_empty = not (self.num_owners and self.num_stream)
         if not self.is_empty:
             self.num_tiles = triton.cdiv(self.num_owners, self.blocks["BO"])
@@ -114,7 +111,7 @@ class _Grid:
         sums = [make(shape, dtype=torch.float32) if self.owner_is_user else None for _ in names]
         gradient = make((*shape, self.width), dtype=torch.float32) if self.with_gradient else None
         outputs = {**dict(zip(names, sums, strict=True)), "gradient_out": gradient}
-        self.variant.kernel[self.num_tiles, self.splits, self.num_slices](
+        self.prepared.kernel[self.num_tiles, self.splits, self.num_slices](
             owners=self.owners,
             stream=self.stream,
             positive=vector(scores.positive_scores_B),
@@ -125,13 +122,10 @@ class _Grid:
             **outputs,
             **entries(scores.seen, self.owner_is_user, self.blocks["BO"], self.blocks["BS"], self.num_stream),
             **arguments,
-            **{**self.variant.flags, "ACCUMULATE": accumulate},
             OWNER_STRIDE=self.owners.stride(0),
             STREAM_STRIDE=self.stream.stride(0),
             K=self.width,
-            **self.blocks,
-            PRECISION=PRECISIONS[self.owners.dtype],
-            **self.launch.options,
+            **{**self.prepared.constants, "ACCUMULATE": accumulate},
         )
         return [None if part is None else part[0] if len(part) == 1 else part.sum(0) for part in (*sums, gradient)]
 

@@ -4,8 +4,8 @@ import torch
 import triton
 
 from uatmc_kernels._dispatch import ScorePass
-from uatmc_kernels.triton._launches import as_rows, entries, launch_for, programs, vector
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+from uatmc_kernels.triton._launches import as_rows, entries, programs, vector
+from uatmc_kernels.triton._variants import prepare
 
 
 def bpr_all_items_hvp(
@@ -18,12 +18,11 @@ def bpr_all_items_hvp(
     hvp_Nd = users.new_zeros(num_items, content_width, dtype=torch.float32)
     if not (num_users and num_items and content_width):
         return hvp_Nd, users.new_zeros(num_users, dtype=torch.float32)
-    variant, launch = VARIANTS["hvp"], launch_for("hvp", width, users)
-    blocks = variant.block_arguments(launch, {"K": width, "D": content_width})
-    num_tiles = triton.cdiv(num_items, blocks["BO"])
+    prepared = prepare("hvp", {"K": width, "D": content_width}, users)
+    num_tiles = triton.cdiv(num_items, prepared.blocks["BO"])
     num_programs, tiles_per_program = programs(num_tiles, users)
     row_sums = users.new_zeros(num_programs, num_users, dtype=torch.float32)
-    variant.kernel[num_programs, 1, triton.cdiv(content_width, blocks["DO"])](
+    prepared.kernel[num_programs, 1, triton.cdiv(content_width, prepared.blocks["DO"])](
         users,
         items,
         content,
@@ -37,15 +36,13 @@ def bpr_all_items_hvp(
         num_items=num_items,
         num_tiles=num_tiles,
         tiles_per_program=tiles_per_program,
-        **entries(scores.seen, False, blocks["BO"], blocks["BS"], num_users),
+        **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_users),
         USER_STRIDE=users.stride(0),
         ITEM_STRIDE=items.stride(0),
         CONTENT_STRIDE=content.stride(0),
         TANGENT_STRIDE=tangent.stride(0),
         K=width,
         D=content_width,
-        **blocks,
-        PRECISION=PRECISIONS[users.dtype],
-        **launch.options,
+        **prepared.constants,
     )
     return hvp_Nd, row_sums.sum(0)

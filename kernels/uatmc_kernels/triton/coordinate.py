@@ -3,8 +3,8 @@
 import torch
 import triton
 
-from uatmc_kernels.triton._launches import as_rows, launch_for
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+from uatmc_kernels.triton._launches import as_rows
+from uatmc_kernels.triton._variants import prepare
 
 
 def coordinate(g_Nd: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,11 +14,10 @@ def coordinate(g_Nd: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor) -> tupl
     omega_Nd = g.new_empty(num_rows, width, dtype=torch.float32)
     if not (num_rows and width and modality):
         return g.new_zeros((), dtype=torch.float32), omega_Nd.zero_()
-    variant, launch = VARIANTS["coordinate"], launch_for("coordinate", max(width, modality), g)
-    blocks = variant.block_arguments(launch, {"D": width, "M": modality})
-    num_tiles = triton.cdiv(num_rows, blocks["BO"])
+    prepared = prepare("coordinate", {"D": width, "M": modality}, g)
+    num_tiles = triton.cdiv(num_rows, prepared.blocks["BO"])
     cosines = g.new_empty(num_tiles, dtype=torch.float32)
-    variant.kernel[num_tiles, 1, triton.cdiv(width, blocks["DO"])](
+    prepared.kernel[num_tiles, 1, triton.cdiv(width, prepared.blocks["DO"])](
         g,
         w_v,
         w_t,
@@ -28,8 +27,6 @@ def coordinate(g_Nd: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor) -> tupl
         G_STRIDE=g.stride(0),
         D=width,
         M=modality,
-        **blocks,
-        PRECISION=PRECISIONS[g.dtype],
-        **launch.options,
+        **prepared.constants,
     )
     return (cosines.sum(dtype=torch.float64) / num_rows).float(), omega_Nd

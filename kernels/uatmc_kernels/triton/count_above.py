@@ -3,8 +3,8 @@
 import torch
 import triton
 
-from uatmc_kernels.triton._launches import as_rows, launch_for, split, vector
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+from uatmc_kernels.triton._launches import as_rows, split, vector
+from uatmc_kernels.triton._variants import prepare
 
 
 def count_above(
@@ -14,11 +14,10 @@ def count_above(
     (num_users, width), num_items = users.shape, len(items)
     counts_N = torch.zeros(num_items, dtype=torch.int32, device=users.device)
     if num_users and num_items:
-        variant, launch = VARIANTS["count_above"], launch_for("count_above", width, users)
-        blocks = variant.block_arguments(launch, {"K": width})
-        num_tiles = triton.cdiv(num_items, blocks["BO"])
-        splits, per_split = split(num_users, blocks["BS"], num_tiles, users)
-        variant.kernel[num_tiles, splits](
+        prepared = prepare("count_above", {"K": width}, users)
+        num_tiles = triton.cdiv(num_items, prepared.blocks["BO"])
+        splits, per_split = split(num_users, prepared.blocks["BS"], num_tiles, users)
+        prepared.kernel[num_tiles, splits](
             users,
             items,
             vector(thresholds_B),
@@ -30,8 +29,6 @@ def count_above(
             USER_STRIDE=users.stride(0),
             ITEM_STRIDE=items.stride(0),
             K=width,
-            **blocks,
-            PRECISION=PRECISIONS[users.dtype],
-            **launch.options,
+            **prepared.constants,
         )
     return counts_N.long()

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 import triton
 
-from uatmc_kernels.triton._launches import as_rows, launch_for
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS
+from uatmc_kernels.triton._launches import as_rows
+from uatmc_kernels.triton._variants import prepare
 
 
 def perturb(
@@ -30,23 +30,19 @@ def _perturb_modality(
     delta = torch.zeros_like(rows_N, memory_format=torch.contiguous_format)
     if not (num_rows and width and modality):
         return delta
-    variant, launch = VARIANTS["perturb"], launch_for("perturb", max(width, modality), g)
-    blocks = variant.block_arguments(launch, {"D": width, "M": modality})
-    variant.kernel[triton.cdiv(num_rows, blocks["BO"]),](
+    prepared = prepare("perturb", {"D": width, "M": modality}, g, LINF=norm == "linf")
+    prepared.kernel[triton.cdiv(num_rows, prepared.blocks["BO"]),](
         g,
         w,
         rows,
         delta,
         epsilon,
         num_rows,
-        LINF=norm == "linf",
         G_STRIDE=g.stride(0),
         ROW_STRIDE=rows.stride(0),
         D=width,
         M=modality,
-        **blocks,
-        PRECISION=PRECISIONS[g.dtype],
-        **launch.options,
+        **prepared.constants,
     )
     return delta
 
@@ -70,9 +66,8 @@ def perturbed_content(
     if not (num_rows and width):
         return content
     widest = max(width, w_v.shape[1], w_t.shape[1])
-    variant, launch = VARIANTS["perturbed_content"], launch_for("perturbed_content", widest, g)
-    blocks = variant.block_arguments(launch, {"D": width, "M": widest})
-    variant.kernel[triton.cdiv(num_rows, blocks["BO"]), 1, triton.cdiv(width, blocks["DO"])](
+    prepared = prepare("perturbed_content", {"D": width, "M": widest}, g, LINF=norm == "linf")
+    prepared.kernel[triton.cdiv(num_rows, prepared.blocks["BO"]), 1, triton.cdiv(width, prepared.blocks["DO"])](
         g,
         w_v,
         w_t,
@@ -82,15 +77,12 @@ def perturbed_content(
         content,
         epsilon,
         num_rows,
-        LINF=norm == "linf",
         G_STRIDE=g.stride(0),
         V_STRIDE=v.stride(0),
         T_STRIDE=t.stride(0),
         D=width,
         M_V=w_v.shape[1],
         M_T=w_t.shape[1],
-        **blocks,
-        PRECISION=PRECISIONS[g.dtype],
-        **launch.options,
+        **prepared.constants,
     )
     return content
