@@ -88,8 +88,10 @@ class AdversarialConfig(Section):
     """Passes over the training pairs; 0 leaves the phase out."""
     objective: Objective = "full_catalog"
     """As in the clean phase."""
-    adversary: Literal["none", "uat", "uat_mc"] = "uat_mc"
-    """none: no perturbation. uat: every item, both modalities. uat_mc: the same, modalities coordinated."""
+    adversary: Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"] = "uat_mc"
+    """none: no perturbation. noise: random directions of full length. uat: every item, both modalities, up the
+    loss. visual_only, text_only: the same in one modality. uat_mc: both, coordinated. certified: no perturbation;
+    every negative's score is raised by the most that the budget can add for the user, in one pass."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row."""
     norm: Literal["l2", "linf"] = "l2"
@@ -98,7 +100,7 @@ class AdversarialConfig(Section):
     steps: Positive = 1
     """Ascent steps of the adversary, each projected back into the ball."""
     adv_weight: Weight = 5.0
-    """Weight of the loss on perturbed items."""
+    """Weight of the loss on perturbed items; certified, which has one loss alone, does not use it."""
     adv_align_weight: Weight = 4.0
     """Lambda: weight of the cosine between the modalities' gradients (uat_mc)."""
     patience: Positive | None = None

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from uatmc_dist import runs
-from uatmc_dist.adversary.coordination import LinearView, closed_form
-from uatmc_dist.adversary.defenses import ascent_rule
+from uatmc_dist.adversary.coordination import LinearView
+from uatmc_dist.adversary.defenses import adversary, certified_bonus
 from uatmc_dist.config import AdversarialConfig, CleanConfig, Config
 from uatmc_dist.data.batches import Batch, KnownPositives, Sampler
 from uatmc_dist.data.catalog import MODALITIES, Catalog
@@ -122,11 +122,15 @@ class Trainer:
             v_nd, t_nd = self.model.modalities(rows.ids_n)
             content_nd = self.model.dense.fuse(v_nd, t_nd)
             items_nK = torch.cat([identity_nd, content_nd], dim=1)
-        terms["bpr"] = self.objective.loss(users_BK, items_nK, batch, rows)
-        if self.rule is not None:
-            (gradient_nd,) = torch.autograd.grad(terms["bpr"], content_nd, retain_graph=True)
+        handicap_B = None
+        if self.is_certified:
+            handicap_B = certified_bonus(self.config.adversarial, users_BK, self.model.dense)
+        bpr = self.objective.loss(users_BK, items_nK, batch, rows, handicap_B)
+        terms["bpr_certified" if self.is_certified else "bpr"] = bpr
+        if self.adversary is not None:
             view = self._adversary_view(batch, rows, users_BK, identity_nd, v_nd, t_nd)
-            delta_v, delta_t = closed_form(view, self.rule, items_nK, gradient_nd)
+            clean_gradient = lambda: torch.autograd.grad(bpr, content_nd, retain_graph=True)[0]  # noqa: E731
+            delta_v, delta_t = self.adversary(view, items_nK, clean_gradient, self.position.step)
             perturbed_nd = self.model.dense.fuse(v_nd + delta_v, t_nd + delta_t)
             perturbed_nK = torch.cat([identity_nd, perturbed_nd], dim=1)
             adversarial = self.objective.loss(users_BK, perturbed_nK, batch, rows)
@@ -209,7 +213,8 @@ class Trainer:
         else:
             self.objective = Sampled(self.block)
         in_adversarial = position.phase == "adversarial"
-        self.rule = ascent_rule(adversarial, self.catalog.num_items) if in_adversarial else None
+        self.adversary = adversary(adversarial, self.catalog.num_items, self.config.seed) if in_adversarial else None
+        self.is_certified = in_adversarial and adversarial.adversary == "certified"
         self.align_weight = 0.0 if in_adversarial else self.config.clean.align_weight
         users, items = self.catalog.split("train")
         seed = 2 * self.config.seed + in_adversarial  # the phases see the pairs in different orders

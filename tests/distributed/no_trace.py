@@ -17,6 +17,7 @@ SCENARIOS = [
     ["adversarial.adversary=uat_mc", "engine.zero_stage=1", "adversarial.objective=sampled"],
     ["adversarial.adversary=uat_mc", "engine.zero_stage=2", "adversarial.steps=3"],
     ["adversarial.adversary=uat_mc", "engine.zero_stage=1", "engine.precision=bf16"],
+    ["adversarial.adversary=noise", "adversarial.objective=sampled"],
 ]
 
 
@@ -30,7 +31,7 @@ class WatchedTrainer(Trainer):
         return super().train_step(batch)
 
     def _refuse_non_finite(self, terms):
-        if self.rule is not None:
+        if self.adversary is not None:
             after = self.snapshot()
             assert after.keys() == self.before.keys()
             for name, value in self.before.items():

@@ -17,6 +17,12 @@ SCENARIOS = {
     "full/none": ["clean.objective=full_catalog", "adversarial.adversary=none", "engine.zero_stage=2"],
     "full/uat": ["clean.objective=full_catalog", "adversarial.adversary=uat", "engine.gradient_clipping=0.01"],
     "full/uat_mc": ["clean.objective=full_catalog", "tables.optimizer=rowwise_adagrad"],
+    "full/noise": ["adversarial.adversary=noise"],
+    "sampled/noise": ["adversarial.adversary=noise", "adversarial.objective=sampled"],
+    "full/visual_only": ["adversarial.adversary=visual_only"],
+    "sampled/text_only": ["adversarial.adversary=text_only", "adversarial.objective=sampled", "adversarial.steps=2"],
+    "full/certified": ["adversarial.adversary=certified"],
+    "sampled/certified": ["adversarial.adversary=certified", "adversarial.objective=sampled"],
     "full/uat_mc/known": ["clean.objective=full_catalog", "training.exclude_known_positives=true"],
     "full/uat_mc/steps": ["adversarial.steps=3", "training.lr_schedule=cosine"],
     "full/uat_mc/linf": ["adversarial.steps=3", "adversarial.norm=linf"],
@@ -38,7 +44,11 @@ def main(config_path: str, out: str) -> None:
         dist.barrier()
         lines = [json.loads(line) for line in trainer.run.metrics.read_text().splitlines()]
         terms = [
-            {key: line[key] for key in ("loss", "bpr", "bpr_adversarial", "regularisation", "alignment") if key in line}
+            {
+                key: line[key]
+                for key in ("loss", "bpr", "bpr_adversarial", "bpr_certified", "regularisation", "alignment")
+                if key in line
+            }
             for line in lines
             if "loss" in line
         ]

@@ -105,7 +105,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
         "        read.clear()\n"
         "        terms = super().train_step(batch)\n"
         "        touched = set(batch.positives_B.tolist()) | set(batch.negatives_B.tolist())\n"
-        "        assert read == ([touched] * 2 if self.rule is None else []), (len(read), self.position)\n"
+        "        assert read == ([touched] * 2 if self.adversary is None else []), (len(read), self.position)\n"
         "        return terms\n"
         "Watched(load_config(Path(sys.argv[1])), process_group.join()).fit()\n"
     )

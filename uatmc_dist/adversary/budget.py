@@ -19,16 +19,35 @@ class Budget:
     def radius(self, rows_nd: torch.Tensor) -> torch.Tensor:
         return self.epsilon * rows_nd.norm(dim=1, keepdim=True)
 
+    def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
+        """The most that a perturbation of a UNIT row can add to <row, direction>, [n]: epsilon times the dual norm
+        (L1 for linf). `ascend` from zero with step 1 attains it. Differentiable."""
+        return self.epsilon * directions_nd.norm(p=1 if self.norm == "linf" else 2, dim=1)
+
+    def project(self, delta_nd: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        """The nearest point of the ball."""
+        radius = self.radius(rows_nd)
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(delta_nd, -radius), radius)
+        size = delta_nd.norm(dim=1, keepdim=True)
+        return delta_nd * torch.where(size > radius, radius / size, torch.ones_like(size))
+
     def ascend(
         self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float
     ) -> torch.Tensor:
         """One step of length step x radius along the normalised gradient (its sign for linf), then back into
         the ball. A row with a zero gradient stays where it is."""
-        radius = self.radius(rows_nd)
         if self.norm == "linf":
-            moved = delta_nd + step * radius * gradient_nd.sign()
-            return torch.minimum(torch.maximum(moved, -radius), radius)
-        length = gradient_nd.norm(dim=1, keepdim=True)
-        moved = delta_nd + step * radius * gradient_nd / length.masked_fill(length == 0, float("inf"))
-        size = moved.norm(dim=1, keepdim=True)
-        return moved * torch.where(size > radius, radius / size, torch.ones_like(size))
+            direction_nd = gradient_nd.sign()
+        else:
+            length = gradient_nd.norm(dim=1, keepdim=True)
+            direction_nd = gradient_nd / length.masked_fill(length == 0, float("inf"))
+        return self.project(delta_nd + step * self.radius(rows_nd) * direction_nd, rows_nd)
+
+
+def worst_case_bonus(
+    content_Ad: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor, visual: Budget, text: Budget
+) -> torch.Tensor:
+    """The most that perturbing both unit rows of one item can add to each user's score, [A]; linear fusion
+    (docs/algorithm.md, section 7). content_Ad: the users' content halves h. Differentiable."""
+    return visual.most(content_Ad @ w_v) + text.most(content_Ad @ w_t)

@@ -23,8 +23,18 @@ class Objective(Protocol):
         """The item lists of the batch whose embedding norms are regularised."""
         ...
 
-    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
-        """This rank's partial of the global loss; differentiable twice."""
+    def loss(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        handicap_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """This rank's partial of the global loss; differentiable twice.
+
+        `handicap_B` is taken off each positive's score, which raises the scores of all negatives by as much.
+        """
         ...
 
     def content_hvp(
@@ -45,7 +55,7 @@ class FullCatalog:
 
     def __init__(self, block: ItemBlock, known: KnownPositives, exclude_known_positives: bool) -> None:
         self._block, self._known, self._exclude = block, known, exclude_known_positives
-        self._rows = ActiveRows(torch.arange(block.lo, block.hi))
+        self._rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
 
     def rows(self, batch: Batch) -> ActiveRows:
         return self._rows
@@ -64,9 +74,18 @@ class FullCatalog:
             return len(batch) * (self._block.num_items - 1)
         return int((self._block.num_items - self._known.num_items_of(batch.users_B)).sum())
 
-    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+    def loss(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        handicap_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         index_B = rows.index_of(batch.positives_B)
         positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
+        if handicap_B is not None:
+            positive_B = positive_B - handicap_B
         device = users_BK.device
         loss_B = bpr_all_items(users_BK, items_nK, positive_B, index_B.to(device), seen=self._seen(batch, device))
         return loss_B.sum() / self._num_terms(batch)
@@ -104,7 +123,8 @@ class Sampled:
 
     def rows(self, batch: Batch) -> ActiveRows:
         touched = torch.unique(torch.cat([batch.positives_B, batch.negatives_B]))
-        return ActiveRows(touched[(touched >= self._block.lo) & (touched < self._block.hi)])
+        first, last = torch.searchsorted(touched, torch.tensor([self._block.lo, self._block.hi])).tolist()
+        return ActiveRows(touched[first:last], first)
 
     def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.positives_B, batch.negatives_B]
@@ -114,8 +134,17 @@ class Sampled:
         positive_B = scores_at(users, rows_n, rows.index_of(batch.positives_B))
         return sum_over_ranks(positive_B - scores_at(users, rows_n, rows.index_of(batch.negatives_B)))
 
-    def loss(self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+    def loss(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        handicap_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         margins_B = self._differences(users_BK, items_nK, batch, rows)
+        if handicap_B is not None:
+            margins_B = margins_B - handicap_B
         # Every rank knows all margins; each takes its own share of the pairs into the loss.
         return F.softplus(-margins_B[batch_slice(len(batch))]).sum() / len(batch)
 

@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from uatmc_dist.config import TablesConfig
 from uatmc_dist.parallel.item_parallel import ItemBlock
-from uatmc_dist.seeding import generator
+from uatmc_dist.seeding import normal_rows
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -68,11 +68,8 @@ class ShardedTable:
 
     def initialise(self, seed: int, std: float) -> None:
         """Normal rows that depend on (seed, row) and not on the world size."""
-        for start in range(self.block.lo // _INIT_ROWS * _INIT_ROWS, self.block.hi, _INIT_ROWS):
-            draws = generator(seed, zlib.crc32(self.name.encode()), start)
-            rows = torch.randn(_INIT_ROWS, self.dim, generator=draws) * std
-            lo, hi = max(start, self.block.lo), min(start + _INIT_ROWS, self.block.hi)
-            self.local_weight[lo - self.block.lo : hi - self.block.lo] = rows[lo - start : hi - start]
+        words = seed, zlib.crc32(self.name.encode())
+        self.local_weight.copy_(normal_rows(self.block.lo, self.block.hi, self.dim, *words, block=_INIT_ROWS) * std)
 
     def set_lr(self, lr: float) -> None:
         if lr == self._lr:

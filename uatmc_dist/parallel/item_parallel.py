@@ -49,6 +49,8 @@ class ActiveRows:
 
     ids_n: torch.Tensor
     """Ascending global item ids."""
+    first: int
+    """How many active items the ranks before this one have."""
 
     def index_of(self, items_B: torch.Tensor) -> torch.Tensor:
         """Position of each item among the active rows; -1 where it is not here."""
