@@ -145,30 +145,51 @@ def evaluate(
 
 
 @app.command()
-def attack(run: RunPath, overrides: Overrides = None) -> None:
-    """Promotion attacks FGSM and PGD on a trained model, protocol `paper`; writes attack.json."""
+def attack(
+    run: RunPath,
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check of the attacks fails.")] = False,
+) -> None:
+    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json."""
     from uatmc_dist.evaluation.promotion import attack_model
+    from uatmc_dist.models.trained import TrainedModel
 
     folder, config, catalog, model = _opened(run, overrides)
-    with _progress("seeds") as progress:
-        report = attack_model(model, catalog, config.attack, progress)
-    path = folder.write_json("attack.json", report)
-    k = report["k"]
-    columns = ("targets", "attack", "epsilon", f"hit@{k} before", f"hit@{k} after", "gain", "relative gain")
-    table = Table(*columns, title=f"{run}: {len(report['seeds'])} seeds, protocol paper")
-    for result in report["results"]:
-        relative = result["relative_gain"]
-        table.add_row(
-            result["stratum"],
-            result["attack"],
-            f"{result['epsilon']:g}",
-            f"{result[f'hit@{k}_before']:.4f}",
-            f"{result[f'hit@{k}_after']:.4f}",
-            f"{result['promotion_gain']:+.4f}",
-            "-" if relative is None else f"{relative:+.0%}",
+    surrogate = config.attack.surrogate
+    if surrogate is None and config.start_from is not None and config.start_from.exists():
+        surrogate = config.start_from
+    has_transfer = surrogate is not None and "transfer" in config.attack.attacks
+    with _progress("scenes") as progress:
+        report = attack_model(
+            model, catalog, config.attack, TrainedModel(surrogate, catalog) if has_transfer else None, progress
         )
-    console.print(table)
+    path = folder.write_json("attack.json", report)
+    _print_attacks(run, report)
     _tell_written(path)
+    if strict and not all(check["passed"] for check in report["checks"]):
+        raise typer.Exit(1)
+
+
+def _print_attacks(run: Path, report: dict[str, Any]) -> None:
+    k = report["k"]
+    for stratum in report["targets"]:
+        title = f"{run}: hit@{k} of {stratum} targets, {len(report['seeds'])} seeds, protocol {report['protocol']}"
+        table = Table("attack", *(f"epsilon {epsilon:g}" for epsilon in report["epsilons"]), title=title)
+        of_stratum = [result for result in report["results"] if result["stratum"] == stratum]
+        table.add_row("(before)", *[f"{of_stratum[0][f'hit@{k}_before']:.4f}"] * len(report["epsilons"]))
+        for name in dict.fromkeys(result["attack"] for result in of_stratum):
+            after = {r["epsilon"]: r[f"hit@{k}_after"] for r in of_stratum if r["attack"] == name}
+            table.add_row(name, *(f"{after[epsilon]:.4f}" for epsilon in report["epsilons"]))
+        bound = {result["epsilon"]: result[f"certified_hit@{k}"] for result in of_stratum}
+        table.add_section()
+        table.add_row("certificate", *(f"{bound[epsilon]:.4f}" for epsilon in report["epsilons"]))
+        console.print(table)
+    for check in report["checks"]:
+        name = check["check"].replace("_", " ")
+        if check["passed"]:
+            console.print(f"[green]ok[/]      {name}", highlight=False)
+        else:
+            console.print(f"[red]FAILED  {name}: {check['a_failure_means']} ({check['measured']})[/]", highlight=False)
 
 
 @app.command()

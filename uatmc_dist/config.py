@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,20 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Objective = Literal["sampled", "full_catalog"]
 
+AttackName = Literal[
+    "fgsm",
+    "pgd",
+    "apgd",
+    "exact_user",
+    "exact_group",
+    "coordinated",
+    "anti_aligned",
+    "visual_only",
+    "text_only",
+    "square",
+    "transfer",
+]
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 METRIC_KS = (5, 10, 20, 50)
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in METRIC_KS)
 
@@ -142,12 +156,19 @@ class EvaluationConfig(Section):
 
 
 class AttackConfig(Section):
-    """Promotion attacks, protocol `paper` (docs/algorithm.md, section 6)."""
+    """Promotion attacks and the certificate; the defaults are protocol `paper` (docs/algorithm.md, section 6)."""
 
+    attacks: list[AttackName] = list(ATTACKS)
+    """Which attacks to run."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball."""
+    budget: Literal["paper", "training"] = "paper"
+    """What epsilon means. training: as in training, radius epsilon x L2 norm of the row in either norm. paper: a box
+    of that half-width; with norm l2 the smallest ball around the box, larger by the square root of the width."""
     epsilons: list[Rate] = [0.025, 0.05, 0.075, 0.1]
     """Radii of the perturbation, as shares of the L2 norm of the projected feature row."""
     num_targets: Positive = 100
-    """Random target items a seed, for each stratum (all, cold and popular items)."""
+    """Target items a seed, for each stratum (random, cold and popular items)."""
     seeds: list[int] = list(range(1, 11))
     """Each seed draws targets and anchor users anew."""
     anchor_share: Annotated[float, Field(gt=0, le=1)] = 0.4
@@ -155,7 +176,22 @@ class AttackConfig(Section):
     k: Positive = 50
     """Length of the ranking that the target wants to enter."""
     pgd_steps: Positive = 10
-    """Steps of PGD."""
+    """Steps of PGD and of the coordinated attacks."""
+    apgd_steps: Positive = 25
+    """Steps of APGD, from each start and with each of its two losses."""
+    restarts: Positive = 3
+    """Starts of APGD: zero, the best mean direction, then random ones."""
+    queries: Positive = 100
+    """Queries of the square attack."""
+    surrogate: Path | None = None
+    """Undefended run on which the transfer attack is made; `start_from` of the run where it is not given."""
+
+    @model_validator(mode="after")
+    def _seeds_are_there(self) -> "AttackConfig":
+        for name in ("attacks", "seeds", "epsilons"):
+            if not getattr(self, name):
+                raise ValueError(f"attack.{name} is empty; give at least one")
+        return self
 
 
 class CheckpointConfig(Section):

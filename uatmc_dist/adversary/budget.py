@@ -1,10 +1,13 @@
 """The epsilon ball around a feature row: one definition for training and attack."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+Norm = Literal["l2", "linf"]
+Definition = Literal["training", "paper"]
 Deltas = tuple[torch.Tensor, torch.Tensor]
 """Perturbations of the visual and the textual rows."""
 
@@ -14,7 +17,17 @@ class Budget:
     """|delta_j| <= epsilon ||row_j||_2, measured in `norm`; rows [n, d]."""
 
     epsilon: float
-    norm: Literal["l2", "linf"]
+    norm: Norm
+
+    @classmethod
+    def of_attack(cls, epsilon: float, norm: Norm, definition: Definition, dim: int) -> "Budget":
+        """The ball of an attack on rows of width `dim`.
+
+        training: epsilon means what it means in training, a radius of epsilon ||row||_2 in either norm.
+        paper: the published box, |delta_i| <= epsilon ||row||_2; as an L2 ball the smallest one around that box, whose
+        radius is larger by sqrt(dim).
+        """
+        return cls(epsilon * math.sqrt(dim) if (norm, definition) == ("l2", "paper") else epsilon, norm)
 
     def radius(self, rows_nd: torch.Tensor) -> torch.Tensor:
         return self.epsilon * rows_nd.norm(dim=1, keepdim=True)
@@ -33,10 +46,10 @@ class Budget:
         return delta_nd * torch.where(size > radius, radius / size, torch.ones_like(size))
 
     def ascend(
-        self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float
+        self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
     ) -> torch.Tensor:
         """One step of length step x radius along the normalised gradient (its sign for linf), then back into
-        the ball. A row with a zero gradient stays where it is."""
+        the ball. `step` may be [n, 1]. A row with a zero gradient stays where it is."""
         if self.norm == "linf":
             direction_nd = gradient_nd.sign()
         else:

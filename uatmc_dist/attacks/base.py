@@ -1,4 +1,4 @@
-"""What every attack shares: the targets it may move, and the gradient of the promotion loss.
+"""What every attack shares: the targets it may move, and what a perturbation does to their scores.
 
 The attack happens at inference time: the model is fixed, only the projected features of the target items
 move, and each target is attacked for itself (docs/algorithm.md, section 6).
@@ -6,15 +6,27 @@ move, and each target is attacked for itself (docs/algorithm.md, section 6).
     T  target items attacked together    A  anchor users    d  width of a projected row    K  2d
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-from uatmc_dist.adversary.budget import Deltas
+from uatmc_dist.adversary.budget import Budget, Deltas, worst_case_bonus
+from uatmc_dist.attacks.losses import Loss
 from uatmc_dist.models.projectors import fused_items
 
-_ANCHORS_AT_ONCE = 1 << 15
+_ANCHORS_AT_ONCE = 1 << 13
+
+
+class Evaluation(NamedTuple):
+    """A loss at one perturbation of each target, as means over the anchors."""
+
+    value_T: torch.Tensor
+    hits_T: torch.Tensor
+    """Share of anchors above their threshold; one exactly at it counts half."""
+    pull_Td: torch.Tensor
+    """Gradient in the content rows c_j; in the features it is pull @ w_v and pull @ w_t."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +43,106 @@ class Targets:
     w_v: torch.Tensor
     w_t: torch.Tensor
     bias: torch.Tensor
+    surrogate: "Targets | None" = None
+    """The same targets and anchors as another, undefended model sees them."""
+
+    def __len__(self) -> int:
+        return len(self.identity_Td)
+
+    @property
+    def content_Ad(self) -> torch.Tensor:
+        """The content halves h of the anchors."""
+        return self.users_AK[:, self.identity_Td.shape[1] :]
 
     def items(self, delta_v: torch.Tensor | float = 0.0, delta_t: torch.Tensor | float = 0.0) -> torch.Tensor:
         """Embeddings [T, K] of the perturbed targets. Perturbed rows are not normalised again."""
         v_Td, t_Td = self.v_Td + delta_v, self.t_Td + delta_t
         return fused_items(self.identity_Td, v_Td, t_Td, self.w_v, self.w_t, self.bias)
 
-    def gradients(self, delta_v: torch.Tensor, delta_t: torch.Tensor, margin: float) -> Deltas:
-        """Gradient in (delta_v, delta_t) of mean_a relu(s_aj - threshold_a + margin), for every target at once.
+    def zeros(self) -> Deltas:
+        return torch.zeros_like(self.v_Td), torch.zeros_like(self.t_Td)
 
-        An anchor pulls with its content half h_a while the target is above its threshold less the margin.
-        """
-        items_TK = self.items(delta_v, delta_t)
-        pull_Td = torch.zeros_like(self.v_Td)
+    def repeated(self, times: int) -> "Targets":
+        """Every target so many times, one whole round after the other: several starts of one attack at once."""
+        rows = {name: getattr(self, name).repeat(times, 1) for name in ("identity_Td", "v_Td", "t_Td")}
+        return replace(self, **rows)
+
+    def excess(self, deltas: Deltas) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Scores above the thresholds, [a, T] for one slice of anchors after the other: never whole."""
+        items_TK = self.items(*deltas)
         for start in range(0, len(self.users_AK), _ANCHORS_AT_ONCE):
-            users = self.users_AK[start : start + _ANCHORS_AT_ONCE]
-            thresholds = self.thresholds_A[start : start + _ANCHORS_AT_ONCE]
-            active_AT = (users @ items_TK.T - thresholds[:, None] + margin > 0).to(users.dtype)
-            pull_Td.addmm_(active_AT.T, users[:, self.identity_Td.shape[1] :])
-        pull_Td /= len(self.users_AK)
-        return pull_Td @ self.w_v, pull_Td @ self.w_t
+            chunk = slice(start, start + _ANCHORS_AT_ONCE)
+            yield chunk, torch.addmm(-self.thresholds_A[chunk, None], self.users_AK[chunk], items_TK.T)
+
+    def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
+        """The loss to be raised, its gradient, and what it stands for."""
+        value_T, hits_T = self.v_Td.new_zeros(2, len(self)).unbind(0)
+        pull_Td = torch.zeros_like(self.v_Td)
+        content_Ad = self.content_Ad
+        for chunk, excess_AT in self.excess(deltas):
+            value_AT, slope_AT = loss.value_and_slope(excess_AT)
+            value_T = value_T + value_AT.sum(0)
+            hits_T = hits_T + 0.5 * (1 + excess_AT.sign_()).sum(0)  # faster than counting booleans
+            pull_Td.addmm_(slope_AT.T, content_Ad[chunk])
+        num_anchors = len(self.users_AK)
+        return Evaluation(value_T / num_anchors, hits_T / num_anchors, pull_Td / num_anchors)
+
+    def ascend(self, deltas: Deltas, pull_Td: torch.Tensor, budget: Budget, step: float | torch.Tensor) -> Deltas:
+        """One step of so many radii ([T, 1] or one for all) along the gradient, in both modalities."""
+        return (
+            budget.ascend(deltas[0], pull_Td @ self.w_v, self.v_Td, step),
+            budget.ascend(deltas[1], pull_Td @ self.w_t, self.t_Td, step),
+        )
+
+    def random_deltas(self, budget: Budget, generator: torch.Generator) -> Deltas:
+        """Full-length perturbations in random directions."""
+        visual, text = torch.randn(2, *self.v_Td.shape, generator=generator).unbind(0)
+        zero = torch.zeros_like(self.v_Td)
+        return budget.ascend(zero, visual, self.v_Td, 1.0), budget.ascend(zero, text, self.t_Td, 1.0)
+
+    def project(self, deltas: Deltas, budget: Budget) -> Deltas:
+        return budget.project(deltas[0], self.v_Td), budget.project(deltas[1], self.t_Td)
+
+    def reach(self, budget: Budget) -> torch.Tensor:
+        """The most that the budget can add to each anchor's score of a target with unit rows, [A]."""
+        return worst_case_bonus(self.content_Ad, self.w_v, self.w_t, budget, budget)
+
+    def typical_reach(self, budget: Budget) -> float:
+        """The median reach: the scale on which losses without a scale of their own look at scores."""
+        return max(float(self.reach(budget).median()), torch.finfo(torch.float32).tiny)
+
+
+Knowledge = Literal["white box", "score queries", "surrogate"]
 
 
 class Attack(Protocol):
-    """Chooses delta_v, delta_t [T, d] within epsilon times the L2 norm of each row, in L-infinity."""
+    """Proposes perturbations (delta_v, delta_t), [T, d] each, within the budget.
 
-    name: str
+    An attack may propose several; the attacker keeps, for each target, the one with which most anchors are won.
+    """
 
-    def __call__(self, targets: Targets, epsilon: float) -> Deltas: ...
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def knowledge(self) -> Knowledge: ...
+
+    def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]: ...
+
+
+def best_of(targets: Targets, candidates: Iterable[Deltas]) -> Deltas:
+    """For each target the candidate with which most anchors are above their threshold; the first of equals."""
+    best_hits_T: torch.Tensor | None = None
+    best = targets.zeros()
+    for deltas in candidates:
+        hits_T = sum((excess_AT > 0).sum(0) for _, excess_AT in targets.excess(deltas))
+        assert isinstance(hits_T, torch.Tensor)
+        better_T = torch.ones_like(hits_T, dtype=torch.bool) if best_hits_T is None else hits_T > best_hits_T
+        best_hits_T = hits_T if best_hits_T is None else torch.maximum(hits_T, best_hits_T)
+        best = pick(better_T, deltas, best)
+    return best
+
+
+def pick(where_T: torch.Tensor, these: Deltas, those: Deltas) -> Deltas:
+    """`these` for the targets marked, `those` for the others."""
+    return torch.where(where_T[:, None], these[0], those[0]), torch.where(where_T[:, None], these[1], those[1])

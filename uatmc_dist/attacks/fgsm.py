@@ -1,20 +1,19 @@
-"""FGSM: one sign step to the surface of the ball."""
+"""FGSM: one step to the surface of the ball (its corner for L-infinity); margin 10."""
+
+from collections.abc import Iterable
 
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas
-from uatmc_dist.attacks.base import Targets
+from uatmc_dist.attacks.base import Knowledge, Targets
+from uatmc_dist.attacks.losses import Hinge
 
 
 class FGSM:
     name = "fgsm"
-    margin = 10.0
+    knowledge: Knowledge = "white box"
+    loss = Hinge(10.0)
 
-    def __call__(self, targets: Targets, epsilon: float) -> Deltas:
-        budget = Budget(epsilon, "linf")
-        start = torch.zeros_like(targets.v_Td), torch.zeros_like(targets.t_Td)
-        gradient_v, gradient_t = targets.gradients(*start, self.margin)
-        return (
-            budget.ascend(start[0], gradient_v, targets.v_Td, 1.0),
-            budget.ascend(start[1], gradient_t, targets.t_Td, 1.0),
-        )
+    def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]:
+        start = targets.zeros()
+        yield targets.ascend(start, targets.evaluate(start, self.loss).pull_Td, budget, 1.0)

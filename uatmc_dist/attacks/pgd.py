@@ -1,24 +1,26 @@
-"""PGD: several sign steps of 1.25 epsilon / steps, each projected back into the ball; starts at zero."""
+"""PGD: several normalised steps of 1.25 epsilon / steps, each projected into the ball; starts at zero; margin 1."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas
-from uatmc_dist.attacks.base import Targets
+from uatmc_dist.attacks.base import Knowledge, Targets
+from uatmc_dist.attacks.losses import Hinge
 
 
 @dataclass(frozen=True)
 class PGD:
     steps: int = 10
-    margin: float = 1.0
-    name = "pgd"
+    name: str = "pgd"
+    knowledge: Knowledge = "white box"
+    loss: ClassVar[Hinge] = Hinge(1.0)
 
-    def __call__(self, targets: Targets, epsilon: float) -> Deltas:
-        budget = Budget(epsilon, "linf")
-        delta_v, delta_t = torch.zeros_like(targets.v_Td), torch.zeros_like(targets.t_Td)
+    def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]:
+        deltas = targets.zeros()
         for _ in range(self.steps):
-            gradient_v, gradient_t = targets.gradients(delta_v, delta_t, self.margin)
-            delta_v = budget.ascend(delta_v, gradient_v, targets.v_Td, 1.25 / self.steps)
-            delta_t = budget.ascend(delta_t, gradient_t, targets.t_Td, 1.25 / self.steps)
-        return delta_v, delta_t
+            pull_Td = targets.evaluate(deltas, self.loss).pull_Td
+            deltas = targets.ascend(deltas, pull_Td, budget, 1.25 / self.steps)
+        yield deltas

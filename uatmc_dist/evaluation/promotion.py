@@ -1,101 +1,107 @@
-"""Promotion attacks on a trained model, protocol `paper` (docs/algorithm.md, section 6).
+"""Promotion attacks on a trained model (docs/algorithm.md, section 6): every attack of the suite, at every epsilon.
 
-For each seed: random target items, random anchor users; each target is attacked for itself, all of them
-batched. Hit@k is the share of anchors that have the target among their k best items, nothing masked.
+For each seed and stratum: target items, anchor users; each target is attacked for itself, all of them batched.
+Hit@k is the share of anchors that have the target among their k best items, nothing masked.
 
-    T  targets    A  anchors    U  users    k  length of the ranking
+    T  targets    A  anchors    S  seeds x targets
 """
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from uatmc_dist.attacks.base import Attack, Targets
-from uatmc_dist.attacks.fgsm import FGSM
-from uatmc_dist.attacks.pgd import PGD
+from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.attacks.base import Attack, Targets, pick
+from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation import checks
+from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
 from uatmc_dist.models.trained import TrainedModel
-from uatmc_kernels import topk_all_items
+from uatmc_dist.seeding import generator
 
-_USERS_AT_ONCE = 1024
-_COLD_SHARE, _POPULAR_SHARE = 0.2, 0.05
+STRONGEST = "strongest"
+"""For each target the attack that won most anchors."""
+
+
+@dataclass
+class _Tally:
+    """What one attack at one epsilon did to the targets of one stratum, target by target, seeds one after the other."""
+
+    after: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    rank_after: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class _Stratum:
+    before: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    rank_before: list[np.ndarray] = field(default_factory=list)
+    certified: dict[float, list[np.ndarray]] = field(default_factory=dict)
+    tallies: dict[tuple[str, float], _Tally] = field(default_factory=dict)
 
 
 def attack_model(
     model: TrainedModel,
     catalog: Catalog,
     config: AttackConfig,
+    surrogate: TrainedModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Attacks with FGSM and PGD at every epsilon; returns what attack.json holds.
+    """Attacks at every epsilon, in every stratum; returns what attack.json holds, checks included.
 
-    hit@k before and after, as means over seeds and targets, and promotion_gain = after - before, for all
-    items and for the cold and popular ones apart. `progress(done, total)` counts seeds.
-    Raises UserError for a model without content: there is nothing to perturb.
+    `surrogate` is the undefended model of the transfer attack, which is left out without one. `progress(done, total)`
+    counts seeds x strata. Raises UserError for a model without content: there is nothing to perturb.
     """
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so there is nothing to perturb")
-    best_U, next_U = _thresholds(model, config.k)
-    groups = strata(catalog)
-    attacks: tuple[Attack, ...] = (FGSM(), PGD(config.pgd_steps))
-    before: dict[str, list[np.ndarray]] = {name: [] for name in groups}
-    after: dict[tuple[str, str, float], list[np.ndarray]] = {}
-    for done, seed in enumerate(config.seeds):
-        for stratum, items in groups.items():
-            rng = np.random.default_rng((seed, len(stratum)))
-            chosen = torch.from_numpy(rng.choice(items, size=min(config.num_targets, len(items)), replace=False))
-            num_anchors = max(1, round(config.anchor_share * catalog.num_users))
-            anchors = torch.from_numpy(rng.choice(catalog.num_users, size=num_anchors, replace=False))
-            targets = _targets(model, chosen, anchors, best_U)
-            clean_TK = targets.items()
-            limits = best_U[anchors], next_U[anchors]
-            before[stratum].append(_hits(targets.users_AK, clean_TK, clean_TK, *limits))
-            for attack in attacks:
-                for epsilon in config.epsilons:
-                    moved_TK = targets.items(*attack(targets, epsilon))
-                    hits = _hits(targets.users_AK, clean_TK, moved_TK, *limits)
-                    after.setdefault((stratum, attack.name, epsilon), []).append(hits)
-        progress(done + 1, len(config.seeds))
+    if surrogate is not None:
+        _check_surrogate(model, surrogate)
+    bars = Bars.of(model, config.k)
+    surrogate_bars = None if surrogate is None else Bars.of(surrogate, config.k)
+    attacks = [attack for attack in attacks_of(config) if attack.name != "transfer" or surrogate is not None]
+    items_NK = model.items()
+    found: dict[str, _Stratum] = {}
+    restarts: dict[float, list[np.ndarray]] = {}
+    pools = strata(catalog)
+    first_scene: Scene | None = None
+    for done, (seed, stratum) in enumerate((seed, stratum) for seed in config.seeds for stratum in pools):
+        chosen, anchors = draw_ids(config, seed, stratum, pools[stratum], catalog.num_users)
+        twin: Targets | None = None
+        if surrogate is not None and surrogate_bars is not None:
+            twin = Scene.draw(surrogate, surrogate_bars, config.k, chosen, anchors, None).targets
+        scene = Scene.draw(model, bars, config.k, chosen, anchors, twin)
+        first_scene = first_scene or scene
+        _attack_scene(scene, config, attacks, items_NK, seed, found.setdefault(stratum, _Stratum()), restarts)
+        progress(done + 1, len(config.seeds) * len(pools))
+    assert first_scene is not None
+    results = [
+        _result(stratum, name, epsilon, config, group, tally)
+        for stratum, group in found.items()
+        for (name, epsilon), tally in group.tallies.items()
+    ]
     return {
-        "protocol": "paper",
-        "threat_model": {
-            "goal": "promotion: bring one target item into the top k of as many anchor users as possible",
-            "time": "inference (evasion); the model is fixed",
-            "perturbed": "the target's projected visual and textual rows",
-            "norm": "linf",
-            "radius": "epsilon x L2 norm of the row",
-            "knowledge": "white box; scores of the anchors",
-            "anchor_share": config.anchor_share,
-        },
+        "protocol": _protocol(config),
+        "threat_model": _threat_model(config, model.v_Nd.shape[1]),
         "k": config.k,
+        "ks": list(bars.ks),
+        "epsilons": config.epsilons,
         "seeds": config.seeds,
-        "pgd_steps": config.pgd_steps,
-        "targets": {name: min(config.num_targets, len(items)) for name, items in groups.items()},
-        "results": [
-            _result(stratum, name, epsilon, config.k, np.concatenate(before[stratum]), np.concatenate(hits))
-            for (stratum, name, epsilon), hits in after.items()
-        ],
+        "options": config.model_dump(mode="json"),
+        "targets": {name: min(config.num_targets, len(items)) for name, items in pools.items()},
+        "results": results,
+        "checks": checks.run_all(first_scene, config, attacks, results, restarts),
     }
 
 
-def strata(catalog: Catalog) -> dict[str, np.ndarray]:
-    """Target pools: all items, the 20 % with the fewest training interactions, the 5 % with the most."""
-    _, items = catalog.split("train")
-    by_popularity = np.argsort(np.bincount(items, minlength=catalog.num_items), kind="stable")
-    num_cold = max(1, round(_COLD_SHARE * catalog.num_items))
-    num_popular = max(1, round(_POPULAR_SHARE * catalog.num_items))
-    return {
-        "all": np.arange(catalog.num_items),
-        "cold": by_popularity[:num_cold],
-        "popular": by_popularity[-num_popular:],
-    }
-
-
-def find_result(results: Sequence[dict[str, Any]], attack: str, epsilon: float, stratum: str = "all") -> dict[str, Any]:
+def find_result(
+    results: Sequence[dict[str, Any]], attack: str, epsilon: float, stratum: str = "random"
+) -> dict[str, Any]:
     """The entry of attack.json's results for one attack, epsilon and stratum. KeyError where there is none."""
     for result in results:
         if (result["attack"], result["epsilon"], result["stratum"]) == (attack, epsilon, stratum):
@@ -103,59 +109,125 @@ def find_result(results: Sequence[dict[str, Any]], attack: str, epsilon: float, 
     raise KeyError((attack, epsilon, stratum))
 
 
-def _result(stratum: str, attack: str, epsilon: float, k: int, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+def _attack_scene(
+    scene: Scene,
+    config: AttackConfig,
+    attacks: list[Attack],
+    items_NK: torch.Tensor,
+    seed: int,
+    found: _Stratum,
+    restarts: dict[float, list[np.ndarray]],
+) -> None:
+    """Adds what every attack does at every epsilon to `found`, and APGD's hits start by start to `restarts`."""
+    targets = scene.targets
+    moved: dict[tuple[str, float], torch.Tensor] = {}
+    for index, attack in enumerate(attacks):
+        for epsilon in config.epsilons:
+            budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
+            tally = found.tallies.setdefault((attack.name, epsilon), _Tally())
+            start = time.monotonic()
+            candidates = list(attack(targets, budget, generator(seed, index)))
+            hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget), scene.k) for deltas in candidates])
+            tally.seconds += time.monotonic() - start
+            moved[attack.name, epsilon] = scene.moved(_best(candidates, hits_CT), budget)
+            if attack.name == "apgd":
+                by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
+                restarts.setdefault(epsilon, []).append(by_start.mean(1).numpy())
+    for epsilon in config.epsilons:
+        budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
+        found.certified.setdefault(epsilon, []).append(scene.certified_hits(budget).numpy())
+        found.tallies.setdefault((STRONGEST, epsilon), _Tally())
+    ranks = scene.mean_ranks([scene.clean_TK, *moved.values()], items_NK).numpy()
+    found.rank_before.append(ranks[0])
+    for (key, moved_TK), rank_T in zip(moved.items(), ranks[1:], strict=True):
+        found.tallies[key].rank_after.append(rank_T)
+        for k in scene.bars.ks:
+            found.tallies[key].after.setdefault(k, []).append(scene.hits(moved_TK, k).numpy())
+    for k in scene.bars.ks:
+        found.before.setdefault(k, []).append(scene.hits(scene.clean_TK, k).numpy())
+    for epsilon in config.epsilons:
+        _add_strongest(found, [attack.name for attack in attacks], epsilon, scene.k)
+
+
+def _best(candidates: list[Deltas], hits_CT: torch.Tensor) -> Deltas:
+    best, best_hits_T = candidates[0], hits_CT[0]
+    for deltas, hits_T in zip(candidates[1:], hits_CT[1:], strict=True):
+        best = pick(hits_T > best_hits_T, deltas, best)
+        best_hits_T = torch.maximum(hits_T, best_hits_T)
+    return best
+
+
+def _add_strongest(found: _Stratum, names: list[str], epsilon: float, k: int) -> None:
+    """Of the newest scene: each target as the attack left it that won most anchors at k."""
+    tallies = [found.tallies[name, epsilon] for name in names]
+    winner_T = np.stack([tally.after[k][-1] for tally in tallies]).argmax(0)
+    everyone = np.arange(len(winner_T))
+    strongest = found.tallies[STRONGEST, epsilon]
+    strongest.rank_after.append(np.stack([tally.rank_after[-1] for tally in tallies])[winner_T, everyone])
+    for length in tallies[0].after:
+        after = np.stack([tally.after[length][-1] for tally in tallies])[winner_T, everyone]
+        strongest.after.setdefault(length, []).append(after)
+    strongest.seconds = sum(tally.seconds for tally in tallies)
+
+
+def _result(
+    stratum: str, attack: str, epsilon: float, config: AttackConfig, group: _Stratum, tally: _Tally
+) -> dict[str, Any]:
+    k = config.k
+    before, after = (np.concatenate(hits[k]) for hits in (group.before, tally.after))
+    certified = np.concatenate(group.certified[epsilon])
+    rank_before, rank_after = np.concatenate(group.rank_before), np.concatenate(tally.rank_after)
     gain = float(after.mean() - before.mean())
+    hits = {}
+    for length in group.before:
+        hits[f"hit@{length}_before"] = float(np.concatenate(group.before[length]).mean())
+        hits[f"hit@{length}_after"] = float(np.concatenate(tally.after[length]).mean())
     return {
         "stratum": stratum,
         "attack": attack,
         "epsilon": epsilon,
-        f"hit@{k}_before": float(before.mean()),
-        f"hit@{k}_after": float(after.mean()),
+        **hits,
         "promotion_gain": gain,
         "relative_gain": gain / float(before.mean()) if before.mean() > 0 else None,
+        "promoted_share": float((after > before).mean()),
+        "mean_rank_before": float(rank_before.mean()),
+        "mean_rank_after": float(rank_after.mean()),
+        "mean_rank_change": float((rank_after - rank_before).mean()),
+        f"hit@{k}_after_by_seed": [float(of_seed.mean()) for of_seed in tally.after[k]],
+        f"certified_hit@{k}": float(certified.mean()),
+        "above_certificate": int((after > certified).sum()),
         "targets": len(after),
+        "seconds": round(tally.seconds, 3),
     }
 
 
-def _thresholds(model: TrainedModel, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each user's k-th and (k+1)-th best clean score, [U] each, float32."""
-    items_NK = model.items().double()
-    pairs = [
-        topk_all_items(model.users_UK[start : start + _USERS_AT_ONCE].double(), items_NK, k + 1)[0][:, k - 1 :]
-        for start in range(0, len(model.users_UK), _USERS_AT_ONCE)
-    ]
-    best_U, next_U = torch.cat(pairs).unbind(1)
-    return best_U.contiguous(), next_U.contiguous()
+def _check_surrogate(model: TrainedModel, surrogate: TrainedModel) -> None:
+    if surrogate.dense is None or not (
+        surrogate.v_Nd.shape == model.v_Nd.shape
+        and torch.allclose(surrogate.v_Nd, model.v_Nd, atol=1e-4)
+        and torch.allclose(surrogate.t_Nd, model.t_Nd, atol=1e-4)
+    ):
+        raise UserError(
+            "attack.surrogate: its projected features are not those of the attacked run, so that perturbations cannot "
+            "be replayed; give the clean run that this run started from (or leave transfer out of attack.attacks)"
+        )
 
 
-def _targets(model: TrainedModel, items: torch.Tensor, anchors: torch.Tensor, best_U: torch.Tensor) -> Targets:
-    assert model.dense is not None
-    return Targets(
-        users_AK=model.users_UK[anchors],
-        thresholds_A=best_U[anchors],
-        identity_Td=model.identity_Nd[items],
-        v_Td=model.v_Nd[items],
-        t_Td=model.t_Nd[items],
-        w_v=model.dense.w_v,
-        w_t=model.dense.w_t,
-        bias=model.dense.bias,
-    )
+def _protocol(config: AttackConfig) -> str:
+    return "paper" if (config.norm, config.budget) == ("linf", "paper") else f"paper, but {config.norm} {config.budget}"
 
 
-def _hits(
-    users_AK: torch.Tensor, clean_TK: torch.Tensor, moved_TK: torch.Tensor, best_A: torch.Tensor, next_A: torch.Tensor
-) -> np.ndarray:
-    """Share of anchors with the target in their top k, per target.
-
-    The target competes with the OTHER items: where its clean score is itself among the k best, the bar is the
-    (k+1)-th best score of all, else the k-th. Scores are float64 rounded to float32, as the bars are: an item
-    exactly at its bar must be recognised.
-    """
-    hits_T = torch.zeros(len(moved_TK))
-    for start in range(0, len(users_AK), _USERS_AT_ONCE):
-        chunk = slice(start, start + _USERS_AT_ONCE)
-        users = users_AK[chunk].double()
-        is_best_AT = (users @ clean_TK.double().T).float() >= best_A[chunk, None]
-        bar_AT = torch.where(is_best_AT, next_A[chunk, None], best_A[chunk, None])
-        hits_T += ((users @ moved_TK.double().T).float() > bar_AT).sum(0)
-    return (hits_T / len(users_AK)).numpy()
+def _threat_model(config: AttackConfig, dim: int) -> dict[str, Any]:
+    radius = "epsilon x L2 norm of the row"
+    if (config.norm, config.budget) == ("l2", "paper"):
+        radius = f"epsilon x sqrt({dim}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
+    return {
+        "goal": f"promotion: bring one target item into the top {config.k} of as many anchor users as possible",
+        "time": "inference (evasion); the model is fixed",
+        "perturbed": "the target's projected visual and textual rows, each within its own ball",
+        "norm": config.norm,
+        "budget": config.budget,
+        "radius": radius,
+        "knowledge": "white box, scores of the anchors; square: scores alone; transfer: an undefended surrogate",
+        "anchor_share": config.anchor_share,
+    }

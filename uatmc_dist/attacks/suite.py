@@ -1,0 +1,31 @@
+"""The attacks of a configuration, by name."""
+
+from uatmc_dist.attacks.apgd import APGD
+from uatmc_dist.attacks.base import Attack
+from uatmc_dist.attacks.coordinated import Coordinated
+from uatmc_dist.attacks.exact_group import ExactGroup
+from uatmc_dist.attacks.exact_user import ExactUser
+from uatmc_dist.attacks.fgsm import FGSM
+from uatmc_dist.attacks.pgd import PGD
+from uatmc_dist.attacks.single_modality import text_only, visual_only
+from uatmc_dist.attacks.square import Square
+from uatmc_dist.attacks.transfer import Transfer
+from uatmc_dist.config import AttackConfig
+
+
+def attacks_of(config: AttackConfig) -> list[Attack]:
+    apgd = APGD(config.apgd_steps, config.restarts)
+    known: list[Attack] = [
+        FGSM(),
+        PGD(config.pgd_steps),
+        apgd,
+        ExactUser(),
+        ExactGroup(),
+        Coordinated(config.pgd_steps),
+        Coordinated(config.pgd_steps, sign=-1),
+        visual_only(config.apgd_steps),
+        text_only(config.apgd_steps),
+        Square(config.queries),
+        Transfer(apgd),
+    ]
+    return [attack for attack in known if attack.name in config.attacks]

@@ -1,0 +1,187 @@
+"""What an attack is measured on: target items and anchor users of one seed and stratum, and the bars to clear.
+
+T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.attacks.base import Targets
+from uatmc_dist.config import AttackConfig
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.models.trained import TrainedModel
+from uatmc_kernels import topk_all_items
+
+HIT_KS = (10, 20, 50, 100)
+_USERS_AT_ONCE = 1024
+_ITEMS_AT_ONCE = 4096
+_RANKED_ANCHORS = 256
+_COLD_SHARE, _POPULAR_SHARE = 0.2, 0.05
+_ROUNDING = 1e-9
+"""Relative; the certificate must not fail by the rounding of float64."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """For each length of ranking, each user's k-th and (k+1)-th best score of the clean catalog, nothing masked.
+
+    The target competes with the OTHER items: where it is itself among the k best, the bar is the (k+1)-th score.
+    float32; scores are rounded to float32 before they are compared, so that an item exactly at its bar is recognised.
+    """
+
+    ks: tuple[int, ...]
+    best_UJ: torch.Tensor
+    next_UJ: torch.Tensor
+
+    @classmethod
+    def of(cls, model: TrainedModel, k: int) -> "Bars":
+        """At 10, 20, 50, 100 and k, as far as the catalog goes. UserError where k itself is too long."""
+        num_items = len(model.identity_Nd)
+        if k >= num_items:
+            raise UserError(f"attack.k: {k} is not below the number of items ({num_items}); give a smaller one")
+        ks = tuple(sorted({k, *(usual for usual in HIT_KS if usual < num_items)}))
+        items_NK = model.items().double()
+        best, following = [], []
+        for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
+            users = model.users_UK[start : start + _USERS_AT_ONCE].double()
+            scores, _ = topk_all_items(users, items_NK, ks[-1] + 1)
+            best.append(scores[:, [k - 1 for k in ks]])
+            following.append(scores[:, list(ks)])
+        return cls(ks, torch.cat(best), torch.cat(following))
+
+    def at(self, k: int, users: torch.Tensor | slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """(k-th best, (k+1)-th best), [U] each."""
+        index = self.ks.index(k)
+        return self.best_UJ[users, index], self.next_UJ[users, index]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Targets and anchors, and the judge of what a perturbation reaches: exact hits, in float64."""
+
+    targets: Targets
+    clean_TK: torch.Tensor
+    bars: Bars
+    """Those of the anchors."""
+    k: int
+
+    @classmethod
+    def draw(
+        cls,
+        model: TrainedModel,
+        bars: Bars,
+        k: int,
+        items: torch.Tensor,
+        anchors: torch.Tensor,
+        surrogate: Targets | None,
+    ) -> "Scene":
+        assert model.dense is not None
+        of_anchors = Bars(bars.ks, bars.best_UJ[anchors], bars.next_UJ[anchors])
+        targets = Targets(
+            users_AK=model.users_UK[anchors],
+            thresholds_A=of_anchors.at(k)[0],
+            identity_Td=model.identity_Nd[items],
+            v_Td=model.v_Nd[items],
+            t_Td=model.t_Nd[items],
+            w_v=model.dense.w_v,
+            w_t=model.dense.w_t,
+            bias=model.dense.bias,
+            surrogate=surrogate,
+        )
+        return cls(targets, targets.items(), of_anchors, k)
+
+    def moved(self, deltas: Deltas, budget: Budget) -> torch.Tensor:
+        """Embeddings [T, K] of the perturbed targets, float64; projected once more, so that float32 rounding takes no
+        perturbation out of the ball."""
+        targets = self.targets
+        visual, text = (
+            budget.project(delta.double(), row.double())
+            for delta, row in zip(deltas, (targets.v_Td, targets.t_Td), strict=True)
+        )
+        content_Td = visual @ targets.w_v.double().T + text @ targets.w_t.double().T
+        return self.clean_TK.double() + torch.nn.functional.pad(content_Td, (targets.identity_Td.shape[1], 0))
+
+    def hits(self, moved_TK: torch.Tensor, k: int) -> torch.Tensor:
+        """Share of anchors with the target in their top k, [T] float64."""
+        bar_AT = self._bar_AT if k == self.k else self._bars_AT(k)
+        counts_T = torch.zeros(len(moved_TK), dtype=torch.int64)
+        moved_TK = moved_TK.double()
+        for start in range(0, len(bar_AT), _USERS_AT_ONCE):
+            chunk = slice(start, start + _USERS_AT_ONCE)
+            scores_AT = (self.targets.users_AK[chunk].double() @ moved_TK.T).float()
+            counts_T += (scores_AT > bar_AT[chunk]).sum(0)
+        return counts_T.double() / len(bar_AT)
+
+    def certified_hits(self, budget: Budget) -> torch.Tensor:
+        """Upper bound on `hits` at k after ANY perturbation in the budget, [T]: the share of anchors whose bar the
+        target's score passes when raised by the most that is possible for them (docs/algorithm.md, section 7)."""
+        targets = self.targets
+        content_Ad = targets.content_Ad.double()
+        reach_v_A, reach_t_A = (
+            budget.most(content_Ad @ targets.w_v.double()),
+            budget.most(content_Ad @ targets.w_t.double()),
+        )
+        counts_T = torch.zeros(len(targets), dtype=torch.int64)
+        lengths_v_T, lengths_t_T = (row.double().norm(dim=1) for row in (targets.v_Td, targets.t_Td))
+        for start in range(0, len(content_Ad), _USERS_AT_ONCE):
+            chunk = slice(start, start + _USERS_AT_ONCE)
+            scores_AT = targets.users_AK[chunk].double() @ self.clean_TK.double().T
+            bonus_AT = reach_v_A[chunk, None] * lengths_v_T + reach_t_A[chunk, None] * lengths_t_T
+            # float32(s) > bar implies s > bar, so the bound needs no rounding of the scores.
+            counts_T += (scores_AT + bonus_AT * (1 + _ROUNDING) > self._bar_AT[chunk]).sum(0)
+        return counts_T.double() / len(content_Ad)
+
+    @cached_property
+    def _bar_AT(self) -> torch.Tensor:
+        return self._bars_AT(self.k)
+
+    def _bars_AT(self, k: int) -> torch.Tensor:
+        best_A, next_A = self.bars.at(k)
+        bar_AT = torch.empty(len(best_A), len(self.clean_TK))
+        for start in range(0, len(best_A), _USERS_AT_ONCE):
+            chunk = slice(start, start + _USERS_AT_ONCE)
+            scores_AT = (self.targets.users_AK[chunk].double() @ self.clean_TK.double().T).float()
+            bar_AT[chunk] = torch.where(scores_AT >= best_A[chunk, None], next_A[chunk, None], best_A[chunk, None])
+        return bar_AT
+
+    def mean_ranks(self, moved: list[torch.Tensor], items_NK: torch.Tensor) -> torch.Tensor:
+        """Mean rank of each target among all items, from 1, over the first 256 anchors; [len(moved), T] for so many
+        embeddings [T, K]. The catalog streams by in tiles, each sorted for itself."""
+        users_RK = self.targets.users_AK[:_RANKED_ANCHORS].double()
+        moved_RM = (users_RK @ torch.cat(moved).double().T).float()
+        own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))
+        above_RM = torch.zeros(moved_RM.shape, dtype=torch.int64)
+        for start in range(0, len(items_NK), _ITEMS_AT_ONCE):
+            scores_Rn = (users_RK @ items_NK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values
+            above_RM += scores_Rn.shape[1] - torch.searchsorted(scores_Rn, moved_RM, right=True)
+        above_RM -= (own_RM > moved_RM).long()  # the target does not compete with what it was
+        return (1 + above_RM.double().mean(0)).view(len(moved), -1)
+
+
+def strata(catalog: Catalog) -> dict[str, np.ndarray]:
+    """Target pools: all items, the 20 % with the fewest training interactions, the 5 % with the most."""
+    _, items = catalog.split("train")
+    by_popularity = np.argsort(np.bincount(items, minlength=catalog.num_items), kind="stable")
+    num_cold = max(1, round(_COLD_SHARE * catalog.num_items))
+    num_popular = max(1, round(_POPULAR_SHARE * catalog.num_items))
+    return {
+        "random": np.arange(catalog.num_items),
+        "cold": by_popularity[:num_cold],
+        "popular": by_popularity[-num_popular:],
+    }
+
+
+def draw_ids(
+    config: AttackConfig, seed: int, stratum: str, items: np.ndarray, num_users: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(target items, anchor users) of one seed and stratum."""
+    rng = np.random.default_rng((seed, *stratum.encode()))
+    chosen = rng.choice(items, size=min(config.num_targets, len(items)), replace=False)
+    num_anchors = max(1, round(config.anchor_share * num_users))
+    anchors = rng.choice(num_users, size=num_anchors, replace=False)
+    return torch.from_numpy(chosen), torch.from_numpy(anchors)
