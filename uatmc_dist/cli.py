@@ -161,7 +161,7 @@ def attack(
     has_transfer = surrogate is not None and "transfer" in config.attack.attacks
     with _progress("scenes") as progress:
         report = attack_model(
-            model, catalog, config.attack, TrainedModel(surrogate, catalog) if has_transfer else None, progress
+            model, catalog, config.attack, TrainedModel.load(surrogate, catalog) if has_transfer else None, progress
         )
     path = folder.write_json("attack.json", report)
     _print_attacks(run, report)
@@ -190,6 +190,67 @@ def _print_attacks(run: Path, report: dict[str, Any]) -> None:
             console.print(f"[green]ok[/]      {name}", highlight=False)
         else:
             console.print(f"[red]FAILED  {name}: {check['a_failure_means']} ({check['measured']})[/]", highlight=False)
+
+
+@app.command()
+def certify(run: RunPath, overrides: Overrides = None) -> None:
+    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from uatmc_dist.evaluation.certificate import certify as certified
+
+    folder, config, catalog, model = _opened(run, overrides)
+    with _progress("sweeps") as progress:
+        found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
+    path = folder.write_json("certificate.json", found.report)
+    pq.write_table(pa.table(found.columns), run / "certificate.parquet")
+    k = found.report["k"]
+    before = found.report[f"hit@{k}_before"]
+    title = f"{run}: certified hit@{k}, mean over {catalog.num_items:,} items (before: {before:.4f})"
+    table = Table("norm", "budget", *(f"epsilon {epsilon:g}" for epsilon in config.attack.epsilons), title=title)
+    results = found.report["results"]
+    for norm, budget in dict.fromkeys((result["norm"], result["budget"]) for result in results):
+        row = [result for result in results if (result["norm"], result["budget"]) == (norm, budget)]
+        table.add_row(norm, budget, *(f"{result[f'certified_hit@{k}']:.4f}" for result in row))
+        if any(result["strongest_attack"] for result in row):
+            attacked = [result["strongest_attack"] or {} for result in row]
+            for label, key in (
+                ("  its targets' bound", f"certified_hit@{k}"),
+                ("  strongest attack", f"hit@{k}_after"),
+            ):
+                table.add_row(label, "", *(f"{values[key]:.4f}" if values else "-" for values in attacked))
+    console.print(table)
+    _tell_written(path)
+
+
+@app.command()
+def mismatch(run: RunPath, overrides: Overrides = None) -> None:
+    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json."""
+    from uatmc_dist.evaluation.mismatch import measure_mismatch
+
+    folder, config, catalog, model = _opened(run, overrides)
+    with _progress("models") as progress:
+        report = measure_mismatch(config, catalog, model, progress)
+    path = folder.write_json("mismatch.json", report)
+    table = Table("", f"before ({report['before_is']})", "after", title=f"{run}: gradients of the two modalities")
+    stages = report["before"], report["after"]
+    for label, show in (
+        ("cosine, mean", lambda stage: f"{stage['cosine']['mean']:.3f}"),
+        ("cosine, 10 % to 90 %", lambda stage: f"{stage['cosine']['10%']:.3f} to {stage['cosine']['90%']:.3f}"),
+        ("top contributors in common", lambda stage: f"{stage['contributors']['overlap']['mean']:.0%}"),
+        ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
+        *(
+            (
+                f"loss rise of a coordinated step / a separate one, epsilon {strength['epsilon']:g}",
+                lambda stage, index=index: f"{stage['strength'][index]['coordinated_over_separate']:.3f}",
+            )
+            for index, strength in enumerate(report["after"]["strength"])
+        ),
+    ):
+        table.add_row(label, *(show(stage) for stage in stages))
+    console.print(table)
+    _tell_written(path)
 
 
 @app.command()
@@ -238,6 +299,17 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; the page shows what their files hold.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; report/index.html of the first run.")] = None,
+) -> None:
+    """One self-contained page of one or several runs: curves, attacks, certificate, trade-off."""
+    from uatmc_dist.evaluation.report.page import write_page
+
+    _tell_written(write_page(runs, out or runs[0] / "report" / "index.html"))
+
+
+@app.command()
 def doctor() -> None:
     """Compares the installed packages with the versions that run together."""
     from uatmc_dist import doctor as checks
@@ -269,7 +341,7 @@ def _opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]
     folder = opened_run(run)
     config = load_config(run / "config.yaml", overrides or ())
     catalog = Catalog(config.catalog)
-    return folder, config, catalog, TrainedModel(run, catalog)
+    return folder, config, catalog, TrainedModel.load(run, catalog)
 
 
 def _tell_catalog(path: Path) -> None:

@@ -24,9 +24,10 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
 from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
+from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_norms
 from uatmc_dist.models.trained import ModelFile, save_model
-from uatmc_dist.models.vbpr import VBPR, PhaseName, build_content_model
+from uatmc_dist.models.vbpr import VBPR, PhaseName
 from uatmc_dist.parallel.checkpoint import Checkpoints
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
 from uatmc_dist.parallel.process_group import World, any_rank

@@ -15,7 +15,7 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 def main(run: str, catalog_path: str, out: str) -> None:
     world = process_group.join()
     catalog = Catalog(Path(catalog_path))
-    model = TrainedModel(Path(run), catalog)
+    model = TrainedModel.load(Path(run), catalog)
     block = ItemBlock(catalog.num_items, world.rank, world.size)
     metrics = rank_split(
         lambda users_B: model.users_UK[users_B],

@@ -61,7 +61,7 @@ def test_a_run_keeps_the_contract(finished):
 
 def test_the_model_loads_on_one_cpu_without_torchrun(finished, tiny_catalog):
     catalog = Catalog(tiny_catalog)
-    model = TrainedModel(finished, catalog)
+    model = TrainedModel.load(finished, catalog)
     assert model.users_UK.shape == (catalog.num_users, 16) and model.items().shape == (catalog.num_items, 16)
     torch.testing.assert_close(model.v_Nd.norm(dim=1), torch.ones(catalog.num_items))
 

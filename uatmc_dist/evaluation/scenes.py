@@ -22,7 +22,7 @@ _USERS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 4096
 _RANKED_ANCHORS = 256
 _COLD_SHARE, _POPULAR_SHARE = 0.2, 0.05
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """Relative; the certificate must not fail by the rounding of float64."""
 
 
@@ -133,7 +133,7 @@ class Scene:
             scores_AT = targets.users_AK[chunk].double() @ self.clean_TK.double().T
             bonus_AT = reach_v_A[chunk, None] * lengths_v_T + reach_t_A[chunk, None] * lengths_t_T
             # float32(s) > bar implies s > bar, so the bound needs no rounding of the scores.
-            counts_T += (scores_AT + bonus_AT * (1 + _ROUNDING) > self._bar_AT[chunk]).sum(0)
+            counts_T += (scores_AT + bonus_AT * (1 + ROUNDING) > self._bar_AT[chunk]).sum(0)
         return counts_T.double() / len(content_Ad)
 
     @cached_property

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 
 _PROJECTED_AT_ONCE = 4096
@@ -54,6 +55,20 @@ class ContentModel(nn.Module):
         dtype = self.w_v.dtype
         content_nd = F.linear(v_nd.to(dtype), self.w_v, self.bias) + F.linear(t_nd.to(dtype), self.w_t)
         return content_nd.float()
+
+
+def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
+    """Same initial weights for the same seed, on any rank."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ContentModel(
+            catalog.features["visual"].width,
+            catalog.features["text"].width,
+            model.visual_hidden,
+            model.text_hidden,
+            model.embedding_dim,
+        )
 
 
 def fused_items(

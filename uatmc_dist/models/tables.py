@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from uatmc_dist.config import TablesConfig
+from uatmc_dist.config import Config, TablesConfig
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.seeding import normal_rows
 
@@ -24,6 +24,12 @@ _OPTIMIZERS = {
     "sgd": EmbOptimType.EXACT_SGD,
 }
 _INIT_ROWS = 1 << 16
+
+
+def initial_rows(table: str, lo: int, hi: int, dim: int, config: Config) -> torch.Tensor:
+    """The normal rows [lo, hi) that a table starts with; they depend on (seed, row) and not on the world size."""
+    words = config.seed, zlib.crc32(table.encode())
+    return normal_rows(lo, hi, dim, *words, block=_INIT_ROWS) * config.tables.init_std
 
 
 class ShardedTable:
@@ -66,10 +72,8 @@ class ShardedTable:
         features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
         return self._sharded(features)[self.name].values()
 
-    def initialise(self, seed: int, std: float) -> None:
-        """Normal rows that depend on (seed, row) and not on the world size."""
-        words = seed, zlib.crc32(self.name.encode())
-        self.local_weight.copy_(normal_rows(self.block.lo, self.block.hi, self.dim, *words, block=_INIT_ROWS) * std)
+    def initialise(self, config: Config) -> None:
+        self.local_weight.copy_(initial_rows(self.name, self.block.lo, self.block.hi, self.dim, config))
 
     def set_lr(self, lr: float) -> None:
         if lr == self._lr:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.projectors import ContentModel, project_items
+from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
+from uatmc_dist.models.tables import initial_rows
 
 FILE = "model.safetensors"
 
@@ -93,26 +94,50 @@ class ModelFile:
 
 
 class TrainedModel:
-    """A trained model in memory, whole, on one CPU.
+    """A model in memory, whole, on one CPU.
 
     users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`.
     """
 
-    def __init__(self, run: Path, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        users_UK: torch.Tensor,
+        identity_Nd: torch.Tensor,
+        dense: ContentModel | None,
+    ) -> None:
+        self.config, self.users_UK, self.identity_Nd, self.dense = config, users_UK, identity_Nd, dense
+        if dense is not None:
+            dense.requires_grad_(False)
+            self.v_Nd, self.t_Nd = project_items(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+
+    @classmethod
+    def load(cls, run: Path, catalog: Catalog) -> "TrainedModel":
+        """The final weights of a run. Raises UserError for a run without a whole model, or of another catalog."""
         file = ModelFile(run)
         file.check_fits(catalog)
-        self.config = file.config
-        self.users_UK = file.rows("user", 0, catalog.num_users)
-        self.identity_Nd = file.rows("item", 0, catalog.num_items)
-        self.dense: ContentModel | None = None
-        weights = file.dense_weights()
+        dense, weights = None, file.dense_weights()
         if weights:
-            model = self.config.model
-            widths = (catalog.features["visual"].width, catalog.features["text"].width)
-            self.dense = ContentModel(*widths, model.visual_hidden, model.text_hidden, model.embedding_dim)
-            self.dense.load_state_dict(weights)
-            self.dense.requires_grad_(False)
-            self.v_Nd, self.t_Nd = project_items(self.dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+            dense = build_content_model(file.config, catalog)
+            dense.load_state_dict(weights)
+        users_UK, identity_Nd = file.rows("user", 0, catalog.num_users), file.rows("item", 0, catalog.num_items)
+        return cls(file.config, catalog, users_UK, identity_Nd, dense)
+
+    @classmethod
+    def initial(cls, config: Config, catalog: Catalog) -> "TrainedModel":
+        """The seeded weights that training with this configuration starts from."""
+        dim = config.model.embedding_dim
+        width = 2 * dim if config.model.content else dim
+        users_UK = initial_rows("user", 0, catalog.num_users, width, config)
+        identity_Nd = initial_rows("item", 0, catalog.num_items, dim, config)
+        return cls(
+            config,
+            catalog,
+            users_UK,
+            identity_Nd,
+            build_content_model(config, catalog) if config.model.content else None,
+        )
 
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""

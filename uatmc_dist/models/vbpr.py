@@ -9,26 +9,12 @@ import torch
 
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
-from uatmc_dist.models.projectors import ContentModel, project_items, raw_rows
+from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
 from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
 
 PhaseName = Literal["clean", "adversarial"]
-
-
-def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
-    """Same initial weights for the same seed, on any rank."""
-    model = config.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return ContentModel(
-            catalog.features["visual"].width,
-            catalog.features["text"].width,
-            model.visual_hidden,
-            model.text_hidden,
-            model.embedding_dim,
-        )
 
 
 class VBPR:
@@ -54,7 +40,7 @@ class VBPR:
         self.users = ShardedTable("user", catalog.num_users, width, config.tables, world.device)
         self.items = ShardedTable("item", catalog.num_items, dim, config.tables, world.device)
         for table in self.tables:
-            table.initialise(config.seed, config.tables.init_std)
+            table.initialise(config)
         self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
         self._frozen: dict[str, torch.Tensor] = {}
         self._dense: ContentModel | None = None

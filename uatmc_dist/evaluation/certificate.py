@@ -1,0 +1,148 @@
+"""Certified upper bound on promotion: no perturbation within the budget wins more (docs/algorithm.md, section 7).
+
+For linear fusion a perturbation adds at most `worst_case_bonus` to a user's score of an item. Users for whom even that
+does not lift the item over their k-th best score are safe from it, whatever the attack.
+
+    U  users    N  items    d  width of a projected row
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from uatmc_dist.adversary.budget import Budget, Definition, Norm, worst_case_bonus
+from uatmc_dist.config import AttackConfig
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.scenes import ROUNDING, Bars
+from uatmc_dist.models.trained import TrainedModel
+from uatmc_kernels import count_above
+
+THREATS: tuple[tuple[Norm, Definition], ...] = (
+    ("linf", "paper"),
+    ("linf", "training"),
+    ("l2", "paper"),
+    ("l2", "training"),
+)
+_USERS_AT_ONCE = 1 << 14
+_MOST_PROMOTABLE = 10
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `certify` found: the report, and the bound of every item."""
+
+    report: dict[str, Any]
+    columns: dict[str, np.ndarray]
+    """item, and for each threat and epsilon the certified hit rate of all items (linf_paper_0.05, ...)."""
+
+
+def certify(
+    model: TrainedModel,
+    catalog: Catalog,
+    config: AttackConfig,
+    attack: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Certificate:
+    """Certified Hit@k of every item over all users, for both norms, both budgets and every epsilon.
+
+    `attack` is the run's attack.json, whose strongest attack is put beside the bound for the same targets and anchors.
+    `progress(done, total)` counts sweeps over the catalog. Raises UserError for a model without content.
+    """
+    if model.dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to certify")
+    bars = Bars.of(model, config.k)
+    source_ids, titles = catalog.titles()
+    columns: dict[str, np.ndarray] = {"item": np.arange(len(model.identity_Nd))}
+    swept: dict[Budget, np.ndarray] = {}
+    entries = []
+    total = len(THREATS) * len(config.epsilons)
+    for norm, definition in THREATS:
+        for epsilon in config.epsilons:
+            budget = Budget.of_attack(epsilon, norm, definition, model.v_Nd.shape[1])
+            if budget not in swept:
+                swept[budget] = certified_hits(model, bars, config.k, budget)
+            bound_N = columns[f"{norm}_{definition}_{epsilon:g}"] = swept[budget]
+            order = np.argsort(-bound_N, kind="stable")[:_MOST_PROMOTABLE]
+            entries.append(
+                {
+                    "norm": norm,
+                    "budget": definition,
+                    "epsilon": epsilon,
+                    f"certified_hit@{config.k}": float(bound_N.mean()),
+                    "quantiles": {
+                        f"{share:g}": float(np.quantile(bound_N, share)) for share in (0.1, 0.5, 0.9, 0.99, 1.0)
+                    },
+                    "most_promotable": [
+                        {
+                            "item": int(item),
+                            "source_id": source_ids[item],
+                            "title": titles[item],
+                            f"certified_hit@{config.k}": float(bound_N[item]),
+                        }
+                        for item in order
+                    ],
+                    "strongest_attack": _strongest(attack, norm, definition, epsilon, config.k),
+                }
+            )
+            progress(len(entries), total)
+    report = {
+        "k": config.k,
+        "users": len(model.users_UK),
+        "items": len(model.identity_Nd),
+        f"hit@{config.k}_before": config.k / len(model.identity_Nd),
+        "epsilons": config.epsilons,
+        "meaning": f"share of users into whose top {config.k} an item could come at most, after any perturbation of "
+        "its two projected rows within the budget; mean over all items, all users",
+        "results": entries,
+    }
+    return Certificate(report, columns)
+
+
+def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> np.ndarray:
+    """For every item the largest share of users that could come to have it in their top k, [N].
+
+    Streams over users and items; float64, so that no attack passes the bound by rounding.
+    """
+    assert model.dense is not None
+    users_UK, items_NK = model.users_UK.double(), model.items().double()
+    w_v, w_t = model.dense.w_v.double(), model.dense.w_t.double()
+    best_U, _ = bars.at(k)
+    # A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has
+    # the item in the top k already keeps it: the clean score is at least the bar.
+    thresholds_U = torch.nextafter(best_U, torch.full_like(best_U, -torch.inf)).double()
+    counts_N = torch.zeros(len(items_NK), dtype=torch.int64)
+    lengths_N2 = torch.stack([model.v_Nd.double().norm(dim=1), model.t_Nd.double().norm(dim=1)], dim=1)
+    # Projected rows are unit rows up to rounding, or zero.
+    for kind in torch.unique(lengths_N2 > 0.5, dim=0):
+        of_kind = ((lengths_N2 > 0.5) == kind).all(dim=1).nonzero().squeeze(1)
+        visual, text = (
+            Budget(budget.epsilon * float(longest) * (1 + ROUNDING), budget.norm)
+            for longest in lengths_N2[of_kind].amax(dim=0)
+        )
+        for start in range(0, len(users_UK), _USERS_AT_ONCE):
+            users = users_UK[start : start + _USERS_AT_ONCE]
+            bonus = worst_case_bonus(users[:, -w_v.shape[0] :], w_v, w_t, visual, text)
+            thresholds = thresholds_U[start : start + _USERS_AT_ONCE]
+            counts_N[of_kind] += count_above(users, items_NK[of_kind], thresholds, bonus)
+    return counts_N.double().div(len(users_UK)).numpy()
+
+
+def _strongest(
+    attack: dict[str, Any] | None, norm: Norm, definition: Definition, epsilon: float, k: int
+) -> dict[str, Any] | None:
+    """The strongest attack of attack.json under the same threat, and the bound for the same targets and anchors."""
+    if attack is None or attack["k"] != k:
+        return None
+    threat = attack["threat_model"]
+    if (threat["norm"], threat.get("budget")) != (norm, definition):
+        return None
+    for result in attack["results"]:
+        if (result["attack"], result["stratum"], result["epsilon"]) == ("strongest", "random", epsilon):
+            return {
+                name: result[name] for name in (f"hit@{k}_before", f"hit@{k}_after", f"certified_hit@{k}", "targets")
+            }
+    return None

@@ -1,0 +1,255 @@
+"""The figures of the report page: what Plotly draws, and the same numbers as rows."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from uatmc_dist.evaluation.promotion import STRONGEST
+from uatmc_dist.evaluation.report.sources import RunFiles
+
+_COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#ee8866",
+    "#44bb99",
+    "#9988cc",
+    "#999933",
+)
+"""Distinguishable for colour-blind readers, readable on light and on dark ground (after Paul Tol)."""
+_LOSSES = ("loss", "bpr", "bpr_adversarial", "bpr_certified", "regularisation", "alignment")
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    """Plotly traces; none: a table alone."""
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        csv.writer(text).writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+def training_curves(runs: Sequence[RunFiles]) -> Figure:
+    rows, traces = [], []
+    for index, run in enumerate(runs):
+        for name in _LOSSES:
+            points = [(line["step"], line[name]) for line in run.metrics if name in line]
+            rows += [(run.name, name, step, value) for step, value in points]
+            if points and name in ("loss", "bpr"):
+                dash = "solid" if name == "loss" else "dot"
+                traces.append(_line(f"{run.name}: {name}", points, index, dash))
+    return Figure(
+        "Training loss",
+        "Loss and its clean BPR part by step; a jump is the start of the adversarial phase. The CSV has all terms.",
+        ("run", "term", "step", "value"),
+        rows,
+        traces,
+        {
+            "xaxis": {"title": {"text": "step"}},
+            "yaxis": {"title": {"text": "loss"}, "type": "log", "exponentformat": "power"},
+        },
+    )
+
+
+def validation_curves(runs: Sequence[RunFiles]) -> Figure:
+    rows, traces = [], []
+    for index, run in enumerate(runs):
+        for name in ("recall@20", "ndcg@20"):
+            points = [(line["step"], line[f"valid/{name}"]) for line in run.metrics if f"valid/{name}" in line]
+            rows += [(run.name, name, step, value) for step, value in points]
+            if points:
+                traces.append(_line(f"{run.name}: {name}", points, index, "solid" if name == "recall@20" else "dot"))
+    return Figure(
+        "Accuracy on the validation split",
+        "Full ranking, training items masked.",
+        ("run", "metric", "step", "value"),
+        rows,
+        traces,
+        {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "metric"}, "rangemode": "tozero"}},
+    )
+
+
+def clean_metrics(runs: Sequence[RunFiles]) -> Figure:
+    names = [name for name in runs[0].evaluation or {} if name != "split"]
+    return Figure(
+        "Accuracy on the held-out split",
+        "Full ranking over all items, training items masked; nothing is attacked.",
+        ("run", "split", *names),
+        [
+            (run.name, run.evaluation["split"], *(round(run.evaluation[name], 4) for name in names))
+            for run in runs
+            if run.evaluation
+        ],
+    )
+
+
+def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
+    """Every attack, with the certificate for the same targets and anchors above."""
+    attack = run.attack
+    assert attack is not None
+    k = attack["k"]
+    results = [result for result in attack["results"] if result["stratum"] == stratum]
+    before = results[0][f"hit@{k}_before"]
+    bound = sorted({(result["epsilon"], result[f"certified_hit@{k}"]) for result in results})
+    traces, rows = [], []
+    for index, name in enumerate(dict.fromkeys(result["attack"] for result in results)):
+        of_attack = sorted((r["epsilon"], r[f"hit@{k}_after"], r) for r in results if r["attack"] == name)
+        line = _line(name, [(0.0, before), *((epsilon, after) for epsilon, after, _ in of_attack)], index)
+        if name == STRONGEST:
+            line |= {"line": {"width": 9, "color": "#cc3311"}, "opacity": 0.35, "mode": "lines"}
+        traces.append(line)
+        for epsilon, after, result in of_attack:
+            rows.append(
+                (
+                    name,
+                    epsilon,
+                    *(round(value, 6) for value in (before, after, result["promotion_gain"])),
+                    round(result["promoted_share"], 4),
+                    round(result["mean_rank_change"], 1),
+                    round(result[f"certified_hit@{k}"], 6),
+                )
+            )
+    certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
+    traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
+    return Figure(
+        f"{run.name}: Hit@{k} of {stratum} targets",
+        f"Share of anchor users who get the target into their {k} best, by the size of the perturbation; mean over "
+        "targets. Between the strongest attack and the certificate lies what is not known.",
+        (
+            "attack",
+            "epsilon",
+            f"hit@{k}_before",
+            f"hit@{k}_after",
+            "promotion_gain",
+            "promoted_share",
+            "mean_rank_change",
+            f"certified_hit@{k}",
+        ),
+        rows,
+        traces,
+        {
+            "xaxis": {"title": {"text": "epsilon"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": f"Hit@{k}, logarithmic"}, "type": "log", "tickformat": ".2~%", "dtick": "D2"},
+        },
+    )
+
+
+def trade_off(runs: Sequence[RunFiles]) -> Figure:
+    """Accuracy against attackability at the largest epsilon that all runs have."""
+    shown = [run for run in runs if run.evaluation and run.attack]
+    common = set.intersection(*(set(run.attack["epsilons"]) for run in shown if run.attack)) if shown else set()
+    rows, traces = [], []
+    for index, run in enumerate(shown if common else []):
+        assert run.attack is not None and run.evaluation is not None
+        k, epsilon = run.attack["k"], max(common)
+        result = next(
+            r
+            for r in run.attack["results"]
+            if (r["attack"], r["stratum"], r["epsilon"]) == (STRONGEST, "random", epsilon)
+        )
+        row = (run.name, epsilon, run.evaluation["recall@20"], result[f"hit@{k}_after"], result[f"certified_hit@{k}"])
+        rows.append(row)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": run.name,
+                "x": [row[2]],
+                "y": [row[3]],
+                "text": [run.name],
+                "textposition": "top center",
+                "cliponaxis": False,
+                "marker": {"size": 14, "color": _COLOURS[index % len(_COLOURS)]},
+            }
+        )
+    return Figure(
+        "Accuracy and attackability",
+        "Right is more accurate, down is harder to attack. Strongest attack, random targets, largest epsilon.",
+        ("run", "epsilon", "recall@20", "strongest_attack", "certificate"),
+        rows,
+        traces,
+        {
+            "xaxis": {"title": {"text": "Recall@20"}, "range": _around([row[2] for row in rows])},
+            "yaxis": {"title": {"text": "Hit after the strongest attack"}, "rangemode": "tozero"},
+        },
+    )
+
+
+def mismatch_histogram(run: RunFiles, title: str, caption: str, *path: str) -> Figure:
+    """Before and after training, from mismatch.json; `path` leads to the entry that holds a histogram."""
+    assert run.mismatch is not None
+    traces, rows = [], []
+    for index, stage in enumerate(("before", "after")):
+        entry = run.mismatch[stage]
+        for key in path:
+            entry = entry[key]
+        edges, counts = entry["histogram"]["edges"], entry["histogram"]["counts"]
+        middles = [round((low + high) / 2, 4) for low, high in pairwise(edges)]
+        rows += [(stage, middle, count) for middle, count in zip(middles, counts, strict=True)]
+        traces.append(
+            {
+                "type": "bar",
+                "name": f"{stage} ({run.mismatch['before_is']})" if stage == "before" else stage,
+                "x": middles,
+                "y": counts,
+                "opacity": 0.65,
+                "marker": {"color": _COLOURS[index]},
+            }
+        )
+    layout = {"barmode": "overlay", "xaxis": {"title": {"text": path[-1]}}, "yaxis": {"title": {"text": "items"}}}
+    return Figure(f"{run.name}: {title}", caption, ("stage", path[-1], "items"), rows, traces, layout)
+
+
+def most_promotable(run: RunFiles) -> Figure:
+    """The items of which the certificate promises least, at the largest epsilon of the threat that was attacked."""
+    certificate = run.certificate
+    assert certificate is not None
+    k = certificate["k"]
+    threat = run.attack["threat_model"] if run.attack else {"norm": "linf", "budget": "paper"}
+    entry = max(
+        (r for r in certificate["results"] if (r["norm"], r["budget"]) == (threat["norm"], threat["budget"])),
+        key=lambda result: result["epsilon"],
+    )
+    return Figure(
+        f"{run.name}: the ten most promotable items",
+        f"Into how many users' {k} best each could come at most ({entry['norm']}, budget {entry['budget']}, "
+        f"epsilon {entry['epsilon']:g}); out of {certificate['users']:,} users.",
+        ("item", "source id", "title", f"certified hit@{k}"),
+        [
+            (item["item"], item["source_id"], item["title"], f"{item[f'certified_hit@{k}']:.4f}")
+            for item in entry["most_promotable"]
+        ],
+    )
+
+
+def _around(values: Sequence[float]) -> list[float]:
+    """A range with room at both ends, also for a single value."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.15 * max(high - low, 0.1 * high, 1e-3)
+    return [low - room, high + room]
+
+
+def _line(name: str, points: Sequence[tuple[float, float]], index: int, dash: str = "solid") -> dict[str, Any]:
+    if index >= len(_COLOURS):
+        dash = "dashdot"
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(points) < 30 else "lines",
+        "name": name,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "line": {"dash": dash, "color": _COLOURS[index % len(_COLOURS)]},
+    }

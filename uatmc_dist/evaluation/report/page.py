@@ -1,0 +1,89 @@
+"""The report page: one HTML file that needs no network, opens from a file, and works without a mouse."""
+
+import base64
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.report import figures
+from uatmc_dist.evaluation.report.figures import Figure
+from uatmc_dist.evaluation.report.sources import RunFiles
+
+
+def write_page(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the page of these runs. UserError where a folder is not a run, or the extra `report` is not installed."""
+    try:
+        from jinja2 import Environment, PackageLoader
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise UserError(f"uatmc report needs {error.name}; pip install -e .[report]") from None
+    files = [RunFiles.read(run) for run in runs]
+    environment = Environment(loader=PackageLoader("uatmc_dist.evaluation.report"), autoescape=True)
+    environment.filters["json_in_script"] = _json_in_script
+    environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
+    page = environment.get_template("page.html").render(
+        runs=files,
+        sections=_sections(files),
+        plotly=get_plotlyjs(),
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    return out
+
+
+def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
+    """(id, heading, figures), without the empty ones."""
+    attacked = [run for run in runs if run.attack]
+    certified = [run for run in runs if run.certificate]
+    mismatched = [run for run in runs if run.mismatch]
+    sections = [
+        (
+            "attacks",
+            "What attacks achieve, and what none can",
+            [figures.hits_by_epsilon(run, stratum) for run in attacked for stratum in run.attack["targets"]],  # type: ignore[index]
+        ),
+        ("trade-off", "Robustness and accuracy", [figures.trade_off(runs)] if attacked else []),
+        ("accuracy", "Accuracy", [figures.clean_metrics(runs)] if any(run.evaluation for run in runs) else []),
+        ("items", "Items to watch", [figures.most_promotable(run) for run in certified]),
+        (
+            "mismatch",
+            "How far apart the modalities are",
+            [
+                figure
+                for run in mismatched
+                for figure in (
+                    figures.mismatch_histogram(
+                        run,
+                        "cosine of the two modalities' gradients",
+                        "By item. 1: photo and text would be pushed for the same users; 0: unrelated.",
+                        "cosine",
+                    ),
+                    figures.mismatch_histogram(
+                        run,
+                        "top contributors in common",
+                        "Share of the ten users who contribute most to the visual gradient that are also among the "
+                        "ten of the textual one.",
+                        "contributors",
+                        "overlap",
+                    ),
+                )
+            ],
+        ),
+        ("training", "Training", [figures.training_curves(runs), figures.validation_curves(runs)]),
+    ]
+    shown = [(name, heading, [figure for figure in made if figure.rows]) for name, heading, made in sections]
+    return [section for section in shown if section[2]]
+
+
+def _json_in_script(value: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    from markupsafe import Markup
+
+    text = json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(text)

@@ -1,0 +1,51 @@
+"""What the report page reads of a run's folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uatmc_dist.errors import UserError
+from uatmc_dist.runs import opened_run
+
+Json = dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one run; None for those that no command has written yet."""
+
+    path: Path
+    metrics: list[dict[str, Any]]
+    environment: Json
+    evaluation: Json
+    attack: Json
+    certificate: Json
+    mismatch: Json
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def read(cls, path: Path) -> "RunFiles":
+        """UserError for a folder that is not a run, or a file that is not whole."""
+        folder = opened_run(path)
+        names = ("environment", "evaluation", "attack", "certificate", "mismatch")
+        files = {name: folder.read_json(f"{name}.json") for name in names}
+        attack = files["attack"]
+        if attack is not None and "checks" not in attack:
+            raise UserError(f"{path}/attack.json: written by an older version; run `uatmc attack {path}` again")
+        metrics = []
+        if folder.metrics.exists():
+            for number, line in enumerate(folder.metrics.read_text(encoding="utf-8").splitlines(), start=1):
+                try:
+                    metrics.append(json.loads(line))
+                except ValueError:
+                    raise UserError(f"{folder.metrics}: line {number} is not JSON; finish the training run") from None
+        return cls(path, metrics, **files)
+
+    def missing(self) -> list[str]:
+        """Commands that would fill the page's gaps."""
+        verbs = {"evaluation": "evaluate", "attack": "attack", "certificate": "certify", "mismatch": "mismatch"}
+        return [f"uatmc {verb} {self.path}" for name, verb in verbs.items() if getattr(self, name) is None]
