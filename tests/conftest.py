@@ -39,12 +39,18 @@ def tiny_catalog(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_values(tiny_catalog) -> dict:
+    """TINY for that catalog."""
+    return {**TINY, "catalog": str(tiny_catalog)}
+
+
 @pytest.fixture
-def write_config(tmp_path, tiny_catalog):
+def write_config(tmp_path, tiny_values):
     """Writes a YAML of TINY with changes by section; returns its path."""
 
     def write(**sections) -> Path:
-        values = {**TINY, "catalog": str(tiny_catalog), "output_dir": str(tmp_path / "runs")}
+        values = {**tiny_values, "output_dir": str(tmp_path / "runs")}
         for name, change in sections.items():
             values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
         path = tmp_path / f"{values['name']}.yaml"
@@ -64,3 +70,11 @@ def torchrun(ranks: int, *arguments: str | Path, timeout: int = 300, check: bool
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run_uatmc(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
+    """One `uatmc` command, as a user calls it."""
+    done = subprocess.run([*UATMC, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done

@@ -1,23 +1,16 @@
 """Content carries signal, and the defence defends: the whole path on small catalogs, with torchrun."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from conftest import ROOT, UATMC, torchrun
+from conftest import ROOT, run_uatmc, torchrun
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.evaluation.promotion import find_result
 
 REAL = ROOT.parent / "shared" / "data"
-
-
-def uatmc(*arguments) -> str:
-    done = subprocess.run([*UATMC, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +27,7 @@ def quickstart(tmp_path_factory) -> Path:
 
 def train(folder: Path, name: str, *overrides: str) -> dict[str, float]:
     torchrun(2, "train.py", folder / "quickstart.yaml", f"name={name}", *overrides)
-    uatmc("evaluate", folder / name)
+    run_uatmc("evaluate", folder / name)
     return json.loads((folder / name / "evaluation.json").read_text())
 
 
@@ -48,20 +41,20 @@ def test_vbpr_beats_bpr_mf_on_planted_taste_and_the_defence_defends(quickstart):
     for adversary in ("none", "uat", "uat_mc"):
         start_from = f"start_from={quickstart / 'clean'}"
         accuracy = train(quickstart, adversary, start_from, f"adversarial.adversary={adversary}")
-        uatmc("attack", quickstart / adversary)
+        run_uatmc("attack", quickstart / adversary)
         report = json.loads((quickstart / adversary / "attack.json").read_text())
         hits[adversary] = find_result(report["results"], "pgd", 0.1)["hit@50_after"]
         assert accuracy["recall@20"] > 0.9 * clean["recall@20"]
     assert hits["uat"] < hits["none"] and hits["uat_mc"] < hits["none"]
-    table = uatmc("compare", *(quickstart / name for name in ("none", "uat", "uat_mc")))
+    table = run_uatmc("compare", *(quickstart / name for name in ("none", "uat", "uat_mc"))).stdout
     assert "uat_mc" in table
 
 
 @pytest.mark.skipif(not (REAL / "hmfashion").exists(), reason=f"{REAL}/hmfashion is not there: real data not tested")
 def test_real_data_are_imported_trained_and_attacked(tmp_path):
-    output = uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm")
+    output = run_uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm").stdout
     assert "9,925 users, 4,006 items, 53,759 train, 10,132 valid, 10,473 test" in output
     short = ("clean.epochs=2", "adversarial.epochs=1", f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
     torchrun(2, "train.py", "configs/hm-fashion.yaml", "name=run", *short)
-    uatmc("evaluate", tmp_path / "run")
-    uatmc("attack", tmp_path / "run", "attack.seeds=[1]")
+    run_uatmc("evaluate", tmp_path / "run")
+    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]")

@@ -108,7 +108,7 @@ def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> n
     Streams over users and items; float64, so that no attack passes the bound by rounding.
     """
     assert model.dense is not None
-    users_UK, items_NK = model.users_UK.double(), model.items().double()
+    users_UK, items_NK = model.users_UK.double(), bars.items_NK.double()
     w_v, w_t = model.dense.w_v.double(), model.dense.w_t.double()
     best_U, _ = bars.at(k)
     # A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has

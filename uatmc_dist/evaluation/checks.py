@@ -25,13 +25,13 @@ from uatmc_dist.seeding import generator
 TOLERANCE = 0.002
 """Of a mean Hit@k: what two attacks may differ by before one counts as the weaker one."""
 _LARGE, _LARGER = 1e3, 1e4
-_FOUND, _EASY_SHARE = 0.9, 0.25
+_FOUND, _EASY_SHARE = 0.9, 0.5
 _SINGLE_ANCHORS = 16
 _ENOUGH_STARTS = 0.01
 """Share by which the last start may still raise the hits."""
 _ONE_STEP = ("fgsm", "exact_group")
-_BOTH_MODALITIES = ("fgsm", "pgd", "apgd", "exact_group", "coordinated", "anti_aligned")
-"""White-box attacks on groups that may move everything: each has to find the planted item."""
+_FINDERS = ("fgsm", "pgd", "apgd", "exact_group")
+"""Each has to find the planted item: white-box attacks on groups that may move everything and want hits alone."""
 
 
 def run_all(
@@ -51,7 +51,7 @@ def run_all(
         _single_anchor(scene, config),
         _plateau(scene, config),
         _zero_gradients(scene, config),
-        _planted(scene, config, [attack for attack in attacks if attack.name in _BOTH_MODALITIES]),
+        _planted(scene, config, [attack for attack in attacks if attack.name in _FINDERS]),
     ]
     if "apgd" in by_name:
         found.append(_at_least(known, "iterative_beats_one_step", ["apgd"], [n for n in _ONE_STEP if n in by_name]))
@@ -206,8 +206,8 @@ def _zero_gradients(scene: Scene, config: AttackConfig) -> dict[str, Any]:
 
 
 def _planted(scene: Scene, config: AttackConfig, attacks: list[Attack]) -> dict[str, Any]:
-    """Thresholds are set so that the best mean direction wins every anchor that it lifts at all, with room to spare. An
-    attack that works finds nearly all of them."""
+    """Thresholds are such that the best mean direction wins every anchor that it lifts at all, with room to spare, and
+    nobody else can be won. An attack that works finds nearly all of them."""
     planted, budget, wanted = plant(scene.targets, config)
     shares = {
         attack.name: float(
@@ -231,8 +231,11 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, torc
     budget = Budget.of_attack(max(config.epsilons), config.norm, config.budget, one.v_Td.shape[1])
     clean_A = (one.users_AK @ one.items().T).squeeze(1)
     lift_A = (one.users_AK @ one.items(*best_mean_direction(one, budget)).T).squeeze(1) - clean_A
-    # Near enough for the margin of the paper's PGD to see them, whatever the scale of the scores.
-    room_A = lift_A.abs() * (_EASY_SHARE * min(1.0, 1.0 / float(lift_A.abs().amax().clamp(min=1e-12))))
+    # So near that the margin of the paper's PGD sees all of them, whatever the scale of the scores.
+    shrink = min(1.0, 1.0 / float(lift_A.abs().amax().clamp(min=1e-12)))
+    budget = replace(budget, epsilon=budget.epsilon * shrink)
+    # Who is not lifted is out of reach: going the opposite way wins nobody.
+    room_A = torch.where(lift_A > 0, _EASY_SHARE * shrink * lift_A, 2 * one.reach(budget))
     planted = replace(one, thresholds_A=clean_A + room_A)
     return planted, budget, _hits(planted, best_mean_direction(one, budget))
 

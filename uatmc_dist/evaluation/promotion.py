@@ -65,7 +65,6 @@ def attack_model(
     bars = Bars.of(model, config.k)
     surrogate_bars = None if surrogate is None else Bars.of(surrogate, config.k)
     attacks = [attack for attack in attacks_of(config) if attack.name != "transfer" or surrogate is not None]
-    items_NK = model.items()
     found: dict[str, _Stratum] = {}
     restarts: dict[float, list[np.ndarray]] = {}
     pools = strata(catalog)
@@ -77,7 +76,7 @@ def attack_model(
             twin = Scene.draw(surrogate, surrogate_bars, config.k, chosen, anchors, None).targets
         scene = Scene.draw(model, bars, config.k, chosen, anchors, twin)
         first_scene = first_scene or scene
-        _attack_scene(scene, config, attacks, items_NK, seed, found.setdefault(stratum, _Stratum()), restarts)
+        _attack_scene(scene, config, attacks, seed, found.setdefault(stratum, _Stratum()), restarts)
         progress(done + 1, len(config.seeds) * len(pools))
     assert first_scene is not None
     results = [
@@ -113,7 +112,6 @@ def _attack_scene(
     scene: Scene,
     config: AttackConfig,
     attacks: list[Attack],
-    items_NK: torch.Tensor,
     seed: int,
     found: _Stratum,
     restarts: dict[float, list[np.ndarray]],
@@ -137,7 +135,7 @@ def _attack_scene(
         budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
         found.certified.setdefault(epsilon, []).append(scene.certified_hits(budget).numpy())
         found.tallies.setdefault((STRONGEST, epsilon), _Tally())
-    ranks = scene.mean_ranks([scene.clean_TK, *moved.values()], items_NK).numpy()
+    ranks = scene.mean_ranks([scene.clean_TK, *moved.values()]).numpy()
     found.rank_before.append(ranks[0])
     for (key, moved_TK), rank_T in zip(moved.items(), ranks[1:], strict=True):
         found.tallies[key].rank_after.append(rank_T)

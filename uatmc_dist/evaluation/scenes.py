@@ -3,7 +3,7 @@
 T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +37,8 @@ class Bars:
     ks: tuple[int, ...]
     best_UJ: torch.Tensor
     next_UJ: torch.Tensor
+    items_NK: torch.Tensor
+    """The clean catalog. Its rows are taken from here: computed anew they may differ in their last bits."""
 
     @classmethod
     def of(cls, model: TrainedModel, k: int) -> "Bars":
@@ -45,14 +47,14 @@ class Bars:
         if k >= num_items:
             raise UserError(f"attack.k: {k} is not below the number of items ({num_items}); give a smaller one")
         ks = tuple(sorted({k, *(usual for usual in HIT_KS if usual < num_items)}))
-        items_NK = model.items().double()
+        items_NK = model.items()
         best, following = [], []
         for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
             users = model.users_UK[start : start + _USERS_AT_ONCE].double()
-            scores, _ = topk_all_items(users, items_NK, ks[-1] + 1)
+            scores, _ = topk_all_items(users, items_NK.double(), ks[-1] + 1)
             best.append(scores[:, [k - 1 for k in ks]])
             following.append(scores[:, list(ks)])
-        return cls(ks, torch.cat(best), torch.cat(following))
+        return cls(ks, torch.cat(best), torch.cat(following), items_NK)
 
     def at(self, k: int, users: torch.Tensor | slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """(k-th best, (k+1)-th best), [U] each."""
@@ -81,7 +83,7 @@ class Scene:
         surrogate: Targets | None,
     ) -> "Scene":
         assert model.dense is not None
-        of_anchors = Bars(bars.ks, bars.best_UJ[anchors], bars.next_UJ[anchors])
+        of_anchors = replace(bars, best_UJ=bars.best_UJ[anchors], next_UJ=bars.next_UJ[anchors])
         targets = Targets(
             users_AK=model.users_UK[anchors],
             thresholds_A=of_anchors.at(k)[0],
@@ -93,7 +95,7 @@ class Scene:
             bias=model.dense.bias,
             surrogate=surrogate,
         )
-        return cls(targets, targets.items(), of_anchors, k)
+        return cls(targets, bars.items_NK[items], of_anchors, k)
 
     def moved(self, deltas: Deltas, budget: Budget) -> torch.Tensor:
         """Embeddings [T, K] of the perturbed targets, float64; projected once more, so that float32 rounding takes no
@@ -149,13 +151,14 @@ class Scene:
             bar_AT[chunk] = torch.where(scores_AT >= best_A[chunk, None], next_A[chunk, None], best_A[chunk, None])
         return bar_AT
 
-    def mean_ranks(self, moved: list[torch.Tensor], items_NK: torch.Tensor) -> torch.Tensor:
+    def mean_ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """Mean rank of each target among all items, from 1, over the first 256 anchors; [len(moved), T] for so many
         embeddings [T, K]. The catalog streams by in tiles, each sorted for itself."""
         users_RK = self.targets.users_AK[:_RANKED_ANCHORS].double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()
         own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))
         above_RM = torch.zeros(moved_RM.shape, dtype=torch.int64)
+        items_NK = self.bars.items_NK
         for start in range(0, len(items_NK), _ITEMS_AT_ONCE):
             scores_Rn = (users_RK @ items_NK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values
             above_RM += scores_Rn.shape[1] - torch.searchsorted(scores_Rn, moved_RM, right=True)

@@ -1,0 +1,130 @@
+"""The report page in a real browser: every chart drawn, nothing asked of a network; by keyboard, on a phone, dark."""
+
+import base64
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import run_uatmc, torchrun
+from uatmc_dist.cli import app
+from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation import promotion
+from uatmc_dist.evaluation.report.page import write_page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NO_BROWSER = "no chromium on this machine: the report page is not opened in a browser"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_catalog, tiny_values) -> list[Path]:
+    """A clean run and a defended one, measured in every way; a third one that was only trained."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("report")
+    values = {**tiny_values, "output_dir": str(folder), "attack": {"num_targets": 5, "seeds": [1], "k": 20}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    phase_2 = [f"start_from={folder / 'clean'}", "adversarial.epochs=1"]
+    for name, overrides in {
+        "clean": [],
+        "defended": phase_2,
+        "bare": [*phase_2, "adversarial.adversary=noise"],
+    }.items():
+        torchrun(1, "train.py", folder / "tiny.yaml", f"name={name}", *overrides)
+    for name in ("clean", "defended"):
+        for command in ("evaluate", "attack", "certify", "mismatch"):
+            run_uatmc(command, folder / name)
+    return [folder / "defended", folder / "clean", folder / "bare"]
+
+
+def test_the_commands_leave_their_files_and_the_defended_run_was_attacked_by_transfer(runs):
+    files = {"evaluation.json", "attack.json", "certificate.json", "certificate.parquet", "mismatch.json"}
+    assert files <= {path.name for path in runs[0].iterdir()}
+    attack = json.loads((runs[0] / "attack.json").read_text())
+    assert "transfer" in {result["attack"] for result in attack["results"]}
+    certificate = json.loads((runs[0] / "certificate.json").read_text())
+    beside = [entry for entry in certificate["results"] if entry["strongest_attack"]]
+    assert {(entry["norm"], entry["budget"]) for entry in beside} == {("linf", "paper")}
+
+
+@pytest.mark.parametrize("options, expected", [([], 0), (["--strict"], 1)])
+def test_a_failed_check_is_a_red_line_and_an_error_only_when_strict(runs, monkeypatch, options, expected):
+    attack = json.loads((runs[1] / "attack.json").read_text())
+    attack["checks"][0]["passed"] = False
+    monkeypatch.setattr(promotion, "attack_model", lambda *arguments: attack)
+    before = (runs[1] / "attack.json").read_text()
+    done = CliRunner().invoke(app, ["attack", str(runs[1]), *options])
+    (runs[1] / "attack.json").write_text(before)
+    assert done.exit_code == expected
+    assert "FAILED" in done.output and attack["checks"][0]["a_failure_means"] in " ".join(done.output.split())
+
+
+def test_the_page_is_whole_and_the_csv_holds_the_numbers(runs, tmp_path):
+    page = write_page(runs, tmp_path / "deep" / "index.html").read_text()
+    assert "http-equiv" in page and "uatmc attack" in page and "of cluster" in page  # what is missing; a title
+    marker = 'href="data:text/csv;base64,'
+    tables = [base64.b64decode(part.split('"')[0]).decode() for part in page.split(marker)[1:]]
+    rows = [list(csv.DictReader(io.StringIO(table))) for table in tables]
+    of_attacks = next(table for table in rows if table and "certified_hit@20" in table[0] and "attack" in table[0])
+    attack = json.loads((runs[0] / "attack.json").read_text())
+    for row in of_attacks:
+        result = next(
+            r
+            for r in attack["results"]
+            if (r["attack"], r["epsilon"], r["stratum"]) == (row["attack"], float(row["epsilon"]), "random")
+        )
+        assert float(row["hit@20_after"]) == pytest.approx(result["hit@20_after"], abs=1e-6)
+
+
+def test_what_is_not_a_run_or_of_an_older_version_is_refused(runs, tmp_path):
+    with pytest.raises(UserError, match="not a run"):
+        write_page([tmp_path], tmp_path / "index.html")
+    old = tmp_path / "old"
+    shutil.copytree(runs[0], old)
+    (old / "attack.json").write_text('{"results": []}')
+    with pytest.raises(UserError, match="uatmc attack"):
+        write_page([old], tmp_path / "index.html")
+    (old / "attack.json").write_text('{"results": [')
+    with pytest.raises(UserError, match="not valid JSON"):
+        write_page([old], tmp_path / "index.html")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("light", 390)])
+def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_path, scheme, width):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page_file = write_page(runs, tmp_path / "index.html")
+    with sync_api.sync_playwright() as playwright:
+        # The sandbox needs privileges that a container may lack; the page is our own.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        problems, requests = [], []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector("body[data-drawn=yes]")
+        assert not problems
+        assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
+        drawn = page.eval_on_selector_all(
+            ".chart", "charts => charts.map(c => c.querySelectorAll('.trace, .bars path').length)"
+        )
+        assert len(drawn) >= 10 and all(drawn), drawn
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(20, 22, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
+        # By keyboard: the first Tab reaches a link, and a key of a chart hides its line.
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.tagName") == "A"
+        key = page.locator(".keys button").first
+        lines = page.locator(".chart").first.locator(".trace")
+        before = lines.count()
+        key.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(f"document.querySelector('.chart').querySelectorAll('.trace').length < {before}")
+        assert key.get_attribute("aria-pressed") == "false"
+        browser.close()

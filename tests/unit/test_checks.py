@@ -1,0 +1,87 @@
+"""The checks of the attacks: content with attacks that work, and red where one is broken on purpose."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.unit.random_model import RandomModel
+from uatmc_dist.attacks import suite
+from uatmc_dist.attacks.fgsm import FGSM
+from uatmc_dist.attacks.pgd import PGD
+from uatmc_dist.config import AttackConfig
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.evaluation import promotion
+
+NAMES = {
+    "success_grows_with_epsilon",
+    "iterative_beats_one_step",
+    "white_box_beats_black_box_and_transfer",
+    "single_anchor_is_always_won",
+    "unbounded_attack_reaches_a_plateau",
+    "users_give_gradient",
+    "planted_item_is_found",
+    "restarts_plateau",
+    "never_above_certificate",
+}
+
+
+def checks(catalog, monkeypatch, attacks=None, **changes):
+    if attacks is not None:
+        monkeypatch.setattr(promotion, "attacks_of", lambda config: attacks)
+    model = RandomModel(catalog.num_users, catalog.num_items, 6)
+    config = AttackConfig(**{"num_targets": 20, "seeds": [1, 2], "epsilons": [0.05, 0.2], "k": 20, **changes})
+    report = promotion.attack_model(model, catalog, config, model)
+    return {check["check"]: check for check in report["checks"]}
+
+
+@pytest.mark.parametrize("norm, budget", [("linf", "paper"), ("l2", "training")])
+def test_all_pass_with_the_suite_as_it_is(tiny_catalog, monkeypatch, norm, budget):
+    found = checks(Catalog(tiny_catalog), monkeypatch, norm=norm, budget=budget)
+    assert found.keys() == NAMES
+    assert all(check["passed"] for check in found.values()), found
+
+
+class Backwards(FGSM):
+    """Descends: the sign of the gradient is wrong."""
+
+    def __call__(self, targets, budget, generator):
+        for delta_v, delta_t in super().__call__(targets, budget, generator):
+            yield -delta_v, -delta_t
+
+
+@dataclass(frozen=True)
+class Lazy(PGD):
+    """Takes no step at all."""
+
+    steps: int = 0
+
+
+class Swapped(FGSM):
+    """Hands each modality the other's perturbation."""
+
+    def __call__(self, targets, budget, generator):
+        for delta_v, delta_t in super().__call__(targets, budget, generator):
+            yield delta_t, delta_v
+
+
+@pytest.mark.parametrize("broken", [Backwards(), Lazy(), Swapped()], ids=lambda attack: type(attack).__name__)
+def test_the_planted_item_is_missed_by_an_attack_that_is_broken(tiny_catalog, monkeypatch, broken):
+    found = checks(Catalog(tiny_catalog), monkeypatch, [broken])
+    assert not found["planted_item_is_found"]["passed"]
+    assert found["single_anchor_is_always_won"]["passed"]
+
+
+def test_weak_white_box_attacks_and_falling_success_are_told(tiny_catalog, monkeypatch):
+    catalog = Catalog(tiny_catalog)
+    square = next(attack for attack in suite.attacks_of(AttackConfig()) if attack.name == "square")
+    found = checks(catalog, monkeypatch, [Backwards(), square])
+    assert not found["white_box_beats_black_box_and_transfer"]["passed"]
+    assert not found["success_grows_with_epsilon"]["passed"]
+
+
+def test_an_attack_that_leaves_the_ball_is_told(tiny_catalog, monkeypatch):
+    monkeypatch.setattr(
+        promotion.Scene, "moved", lambda self, deltas, budget: self.targets.items(*(50 * d for d in deltas)).double()
+    )
+    found = checks(Catalog(tiny_catalog), monkeypatch, [FGSM()])
+    assert not found["never_above_certificate"]["passed"]

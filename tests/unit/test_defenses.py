@@ -1,0 +1,100 @@
+"""Defences beside the coordinated adversary: the certified loss, noise, single modalities."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.unit.test_coordination import ITEMS, D, problem
+from uatmc_dist.adversary.budget import Budget, worst_case_bonus
+from uatmc_dist.adversary.coordination import AscentRule, closed_form
+from uatmc_dist.adversary.defenses import Noise, adversary, certified_bonus
+from uatmc_dist.config import AdversarialConfig
+from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.seeding import normal_rows
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_worst_case_bonus_is_attained_and_never_passed(norm):
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    h_Ad, w_v, w_t = normal(40, D), normal(D, D), normal(D, D)
+    visual, text = Budget(0.2, norm), Budget(0.3, norm)
+    bonus_A = worst_case_bonus(h_Ad, w_v, w_t, visual, text)
+    rows = F.normalize(normal(40, D), dim=1)
+    zero = torch.zeros_like(rows)
+
+    def gain_A(direction_v, direction_t):
+        delta_v, delta_t = visual.ascend(zero, direction_v, rows, 1.0), text.ascend(zero, direction_t, rows, 1.0)
+        return (delta_v * (h_Ad @ w_v)).sum(1) + (delta_t * (h_Ad @ w_t)).sum(1)
+
+    torch.testing.assert_close(gain_A(h_Ad @ w_v, h_Ad @ w_t), bonus_A)
+    for _ in range(20):
+        assert (gain_A(normal(40, D), normal(40, D)) <= bonus_A + 1e-12).all()
+
+
+@pytest.mark.parametrize("objective", ["sampled", "full_catalog", "known"])
+def test_the_handicap_raises_the_score_of_every_negative(objective):
+    view, _ = problem(objective)
+    bonus_B = torch.rand(len(view.users_BK), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    items_nK = view.items()
+    ours = view.objective.loss(view.users_BK, items_nK, view.batch, view.rows, bonus_B)
+    scores_Bn = view.users_BK @ items_nK.T
+    batch = view.batch
+    positive_B = scores_Bn[torch.arange(len(batch)), view.rows.index_of(batch.positives_B)]
+    if objective == "sampled":
+        negative_B = scores_Bn[torch.arange(len(batch)), view.rows.index_of(batch.negatives_B)]
+        truth = F.softplus(-(positive_B - negative_B - bonus_B)).mean()
+    else:
+        kept = torch.ones_like(scores_Bn)
+        kept[torch.arange(len(batch)), batch.positives_B] = 0
+        if objective == "known":
+            offsets, columns = view.objective._known.within(batch.users_B, 0, ITEMS)
+            rows = torch.repeat_interleave(torch.arange(len(batch)), offsets.diff())
+            kept[rows, columns] = 0
+        truth = (F.softplus(scores_Bn + bonus_B[:, None] - positive_B[:, None]) * kept).sum() / kept.sum()
+    torch.testing.assert_close(ours, truth)
+
+
+def test_the_certified_bonus_differentiates_into_users_and_fusion():
+    dense = ContentModel(3, 3, [4], [4], D)
+    users_BK = torch.randn(6, 2 * D, requires_grad=True)
+    config = AdversarialConfig(adversary="certified", epsilon=0.2)
+    certified_bonus(config, users_BK, dense).sum().backward()
+    assert users_BK.grad is not None and not users_BK.grad[:, :D].any() and users_BK.grad[:, D:].all(dim=1).all()
+    assert dense.w_v.grad is not None and dense.w_v.grad.any() and dense.visual[0].weight.grad is None
+    assert adversary(config, ITEMS, 0) is None
+
+
+@pytest.mark.parametrize("name, still", [("visual_only", 1), ("text_only", 0)])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_single_modality_leaves_the_other_alone(name, still, steps):
+    view, _ = problem("full_catalog")
+    items_nK = view.items()
+    gradient = view.content_gradient(items_nK)
+    config = AdversarialConfig(adversary=name, epsilon=0.2, steps=steps)
+    deltas = adversary(config, ITEMS, 0)(view, items_nK, lambda: gradient, 0)
+    assert not deltas[still].any() and deltas[1 - still].any(dim=1).all()
+    if steps == 1:  # the moved one is what both modalities together would do
+        both = closed_form(view, AscentRule(Budget(0.2, "l2"), 1, 0.0, ITEMS), items_nK, gradient)
+        torch.testing.assert_close(deltas[1 - still], both[1 - still])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_noise_has_full_length_a_direction_of_its_own_for_each_step_and_needs_no_gradient(norm):
+    view, _ = problem("full_catalog")
+    noise = Noise(Budget(0.2, norm), seed=3)
+    steps = [noise(view, view.items(), lambda: pytest.fail("not needed"), step) for step in (0, 1)]
+    for deltas in steps:
+        for delta, row in zip(deltas, (view.v_nd, view.t_nd), strict=True):
+            size = delta.norm(dim=1) if norm == "l2" else delta.abs().amax(dim=1)
+            torch.testing.assert_close(size, 0.2 * row.norm(dim=1))
+    assert not torch.equal(steps[0][0], steps[1][0]) and not torch.equal(steps[0][0], steps[0][1])
+    again = noise(view, view.items(), lambda: pytest.fail("not needed"), 0)
+    assert torch.equal(again[0], steps[0][0])
+
+
+def test_normal_rows_do_not_depend_on_how_they_are_shared_out():
+    whole = normal_rows(0, 23, 4, 1, 2, block=5)
+    for lo, hi in ((0, 0), (0, 7), (4, 5), (5, 23), (11, 19)):
+        assert torch.equal(normal_rows(lo, hi, 4, 1, 2, block=5), whole[lo:hi])
+    assert abs(float(whole.mean())) < 0.4 and 0.7 < float(whole.std()) < 1.3
