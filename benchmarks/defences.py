@@ -1,102 +1,233 @@
-"""Accuracy and attackability of BPR-MF, clean VBPR and every defence, over several training seeds.
+"""Defences compared: trains, evaluates, attacks and certifies every variant of a plan, over several training seeds.
 
-python -m benchmarks.defences configs/hm-fashion.yaml --seeds 0 1 2
+python -m benchmarks.defences configs/defences/hm-fashion.yaml --write docs/results.md
 
-Trains, evaluates and attacks what is not there yet (runs/NAME-VARIANT-sSEED), then prints means and standard
-deviations over the seeds and writes them to benchmarks/results/defences-NAME.csv.
+A plan (configs/defences/) names a configuration, training seeds, and for each variant its overrides; every variant but
+those under `clean` starts from the run `clean` of its seed. Runs are runs/NAME-VARIANT-sSEED; what is there already is
+not made again. Each run has one process and one thread, and as many run at once as there are cores. Prints the tables
+(means with 95 % intervals over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with
+--write puts the tables between the marks `<!-- PLAN NAME -->` and `<!-- end -->` of a Markdown file.
 """
 
 import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
+import yaml
 
 from benchmarks.common import RESULTS
-from uatmc_dist.config import load_config
-from uatmc_dist.evaluation.promotion import find_result
+from uatmc_dist.config import Config, load_config
+from uatmc_dist.evaluation.promotion import STRONGEST
 
-EPOCHS = "adversarial.epochs=10"
-CLEAN = {"bpr-mf": ["model.content=false", "adversarial.epochs=0"], "clean": ["adversarial.epochs=0"]}
-DEFENCES = {
-    "none": [EPOCHS, "adversarial.adversary=none"],
-    "uat": [EPOCHS, "adversarial.adversary=uat"],
-    "uat_mc": [EPOCHS, "adversarial.adversary=uat_mc"],
-    "uat_mc-0.5": [EPOCHS, "adversarial.adversary=uat_mc", "adversarial.adv_align_weight=0.5"],
-}
-"""Variant -> overrides. The defences start from the clean run of the same seed."""
-COLUMNS = ("recall@20", "ndcg@20", "hit@50_before", "hit@50_fgsm", "hit@50_pgd", "gain_pgd")
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles of Student's t by degrees of freedom, from 1."""
 
 
-def uatmc(*arguments: object) -> None:
-    code = "from uatmc_dist.cli import main; main()"
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    config: str
+    seeds: list[int]
+    clean: dict[str, list[str]]
+    """Variants with a clean phase of their own; `clean` is what the others start from."""
+    defences: dict[str, list[str]]
+    split: str = "test"
+    """What accuracy is measured on: valid for plans that choose, test for those that report."""
+    attack: list[str] = field(default_factory=list)
+    certify: bool = True
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        return cls(name=path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    @property
+    def base(self) -> Config:
+        return load_config(Path(self.config))
+
+    def run(self, variant: str, seed: int) -> Path:
+        return self.base.output_dir / f"{self.base.name}-{variant}-s{seed}"
 
 
-def train(config: Path, ranks: int, overrides: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    threads = str(max((os.cpu_count() or 1) // ranks, 1))
-    subprocess.run(
-        [*command, "train.py", str(config), *overrides], check=True, env={**os.environ, "OMP_NUM_THREADS": threads}
-    )
+def call(log: Path, *command: object) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, *map(str, command)], env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: failed; see {log}")
 
 
-def measure(config: Path, variant: str, overrides: list[str], seed: int, ranks: int) -> dict[str, float]:
-    base = load_config(config)
-    names = {name: f"{base.name}-{name}-s{seed}" for name in ("clean", variant)}
-    run = base.output_dir / names[variant]
+def make(plan: Plan, variant: str, seed: int) -> None:
+    """What is missing of one run: model, evaluation, attack, certificate."""
+    run, log = plan.run(variant, seed), RESULTS.parent / "logs" / f"{plan.base.name}-{variant}-s{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    overrides = {**plan.clean, **plan.defences}[variant]
+    start = [f"start_from={plan.run('clean', seed)}"] if variant in plan.defences else []
     if not (run / "model/model.safetensors").exists():
-        start = [f"start_from={base.output_dir / names['clean']}"] if variant in DEFENCES else []
-        train(config, ranks, [f"name={names[variant]}", f"seed={seed}", *start, *overrides])
-    if not (run / "evaluation.json").exists():
-        uatmc("evaluate", run)
-    accuracy = json.loads((run / "evaluation.json").read_text())
-    figures = {name: accuracy[name] for name in ("recall@20", "ndcg@20")}
-    if variant == "bpr-mf":
-        return figures
-    if not (run / "attack.json").exists():
-        uatmc("attack", run)
-    results = json.loads((run / "attack.json").read_text())["results"]
-    fgsm, pgd = (find_result(results, attack, 0.1) for attack in ("fgsm", "pgd"))
-    return {
-        **figures,
-        "hit@50_before": pgd["hit@50_before"],
-        "hit@50_fgsm": fgsm["hit@50_after"],
-        "hit@50_pgd": pgd["hit@50_after"],
-        "gain_pgd": pgd["promotion_gain"],
-    }
+        call(log, "train.py", plan.config, f"name={run.name}", f"seed={seed}", *start, *overrides)
+    uatmc = ["-c", "from uatmc_dist.cli import main; main()"]
+    if _read(run, "evaluation").get("split") != plan.split:
+        call(log, *uatmc, "evaluate", run, "--split", plan.split)
+    if "model.content=false" in overrides:
+        return
+    wanted = load_config(run / "config.yaml", plan.attack).attack.model_dump(mode="json")
+    if _read(run, "attack").get("options") != wanted:
+        call(log, *uatmc, "attack", run, *plan.attack)
+    if plan.certify and not (run / "certificate.json").exists():
+        call(log, *uatmc, "certify", run)
+
+
+def _read(run: Path, name: str) -> dict[str, Any]:
+    path = run / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
+    """Every figure of one run, by name."""
+    run = plan.run(variant, seed)
+    accuracy = _read(run, "evaluation")
+    found = {name: accuracy[name] for name in ("recall@20", "ndcg@20")}
+    attack = _read(run, "attack")
+    for result in attack.get("results", []):
+        epsilon, stratum = result["epsilon"], result["stratum"]
+        if stratum == "random":
+            found["before"] = result["hit@50_before"]
+        key = f"{stratum} {epsilon:g}"
+        found[f"{key} {result['attack']}"] = result["hit@50_after"]
+        if result["attack"] == STRONGEST:
+            found[f"{key} bound"] = result["certified_hit@50"]
+    if attack:
+        found["checks failed"] = sum(not check["passed"] for check in attack["checks"])
+    for entry in _read(run, "certificate").get("results", []):
+        found[f"certified {entry['norm']} {entry['budget']} {entry['epsilon']:g}"] = entry["certified_hit@50"]
+    return found
+
+
+class Results:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.variants = [*plan.clean, *plan.defences]
+        self._found = {v: [figures(plan, v, seed) for seed in plan.seeds] for v in self.variants}
+        attacked = next(v for v in self.variants if "before" in self._found[v][0])
+        report = _read(plan.run(attacked, plan.seeds[0]), "attack")
+        self.epsilons = report["epsilons"]
+        self.attacks = list(dict.fromkeys(result["attack"] for result in report["results"]))
+
+    def cell(self, variant: str, name: str, digits: int = 4) -> str:
+        values = [found[name] for found in self._found[variant] if name in found]
+        if not values:
+            return ""
+        mean = f"{np.mean(values):.{digits}f}"
+        if len(values) == 1:
+            return mean
+        half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
+        return f"{mean} ± {half:.{digits}f}"
+
+    def table(self, head: list[str], cells: Callable[[str], list[str]], variants: list[str] | None = None) -> str:
+        lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        lines += ["| " + " | ".join([v, *cells(v)]) + " |" for v in variants or self.variants]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        largest = max(self.epsilons)
+        content = [v for v in self.variants if "before" in self._found[v][0]]
+        parts = [
+            f"Accuracy ({self.plan.split} split), and Hit@50 of random targets before and after the strongest attack:",
+            self.table(
+                ["defence", "Recall@20", "NDCG@20", "before", *(f"ε = {e:g}" for e in self.epsilons), "checks failed"],
+                lambda v: [
+                    *(self.cell(v, name) for name in ("recall@20", "ndcg@20", "before")),
+                    *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
+                    self.cell(v, "checks failed", 0).split(" ")[0],
+                ],
+            ),
+            f"Hit@50 of random targets after each attack, ε = {largest:g}:",
+            self.table(
+                ["attack", *content],
+                lambda name: [self.cell(v, f"random {largest:g} {name}").split(" ")[0] for v in content],
+                self.attacks,
+            ),
+        ]
+        if len(self.plan.seeds) > 1:
+            parts += [
+                f"Cold and popular targets after the strongest attack, ε = {largest:g}:",
+                self.table(
+                    ["defence", "cold", "popular"],
+                    lambda v: [self.cell(v, f"{name} {largest:g} {STRONGEST}") for name in ("cold", "popular")],
+                    content,
+                ),
+                "Every attack at every ε (random targets, means):",
+                self.table(
+                    ["defence, attack", *(f"ε = {e:g}" for e in self.epsilons)],
+                    lambda row: [
+                        self.cell(row.split(", ")[0], f"random {epsilon:g} {row.split(', ')[1]}").split(" ")[0]
+                        for epsilon in self.epsilons
+                    ],
+                    [f"{v}, {name}" for v in content for name in self.attacks],
+                ),
+            ]
+        if self.plan.certify:
+            threats = (("linf", "paper"), ("l2", "training"))
+            parts += [
+                "Certified Hit@50: no perturbation within the budget passes it, mean over all items and users:",
+                self.table(
+                    ["defence", *(f"{norm} {budget}, ε = {e:g}" for norm, budget in threats for e in self.epsilons)],
+                    lambda v: [
+                        self.cell(v, f"certified {norm} {budget} {epsilon:g}")
+                        for norm, budget in threats
+                        for epsilon in self.epsilons
+                    ],
+                    content,
+                ),
+            ]
+        return "\n\n".join(parts)
+
+    def write_csv(self) -> Path:
+        names = list(dict.fromkeys(name for v in self.variants for found in self._found[v] for name in found))
+        path = RESULTS.parent / f"defences-{self.plan.name}.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["defence", "seed", "figure", "value"])
+            for variant in self.variants:
+                for seed, found in zip(self.plan.seeds, self._found[variant], strict=True):
+                    writer.writerows([variant, seed, name, f"{found[name]:.6g}"] for name in names if name in found)
+        return path
+
+
+def replace_block(document: Path, name: str, text: str) -> None:
+    start, end = f"<!-- {name} -->", "<!-- end -->"
+    before, found, rest = document.read_text(encoding="utf-8").partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"{document}: the marks {start} and {end} are missing")
+    after = rest[rest.index(end) :]
+    document.write_text(f"{before}{start}\n\n{text}\n\n{after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
+    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
-    table = Table(
-        "variant", *COLUMNS, title=f"{arguments.config}: mean and standard deviation, seeds {arguments.seeds}"
-    )
-    rows = []
-    for variant, overrides in {**CLEAN, **DEFENCES}.items():
-        figures = [measure(arguments.config, variant, overrides, seed, arguments.ranks) for seed in arguments.seeds]
-        for seed, figure in zip(arguments.seeds, figures, strict=True):
-            rows.append([variant, seed, *(f"{figure[name]:.5f}" if name in figure else "" for name in COLUMNS)])
-        cells = []
-        for name in COLUMNS:
-            values = [figure[name] for figure in figures if name in figure]
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "-")
-        table.add_row(variant, *cells)
-    path = RESULTS.parent / f"defences-{arguments.config.stem}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["variant", "seed", *COLUMNS], *rows])
-    Console(width=150).print(table)
+    plan = Plan.read(arguments.plan)
+    stages = [["clean"], [v for v in (*plan.clean, *plan.defences) if v != "clean"]]
+    for variants in stages:
+        jobs = [(variant, seed) for variant in variants for seed in plan.seeds]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for done, (variant, seed) in enumerate(pool.map(lambda job: make(plan, *job) or job, jobs), start=1):
+                print(f"{variant} seed {seed}: done ({done} of {len(jobs)})", flush=True)
+    results = Results(plan)
+    print(f"written: {results.write_csv()}\n\n{results.markdown()}")
+    if arguments.write is not None:
+        replace_block(arguments.write, plan.name, results.markdown())
 
 
 if __name__ == "__main__":
