@@ -1,5 +1,5 @@
 """Whole steps of the trainer at the size of Amazon Baby (19,445 users, 7,050 items, features 4096 + 384, batch 2048):
-clean ones, the adversarial phase without an adversary, and coordinated ones, in turn.
+clean ones, the adversarial phase without an adversary, and every defence, in turn.
 
 python -m benchmarks.trainer_step                           # every item is a negative of every pair
 python -m benchmarks.trainer_step --objective sampled
@@ -21,11 +21,9 @@ from uatmc_dist.parallel import process_group
 from uatmc_dist.trainer import Position, Trainer
 
 SIZES = {"users": 19_445, "items": 7_050, "interactions": 160_000, "visual_dim": 4096, "text_dim": 384}
-STEPS = {
-    "clean": ("clean", "none"),
-    "adversarial phase, no adversary": ("adversarial", "none"),
-    "uat_mc": ("adversarial", "uat_mc"),
-}
+CLEAN, PLAIN = "clean", "adversarial phase, no adversary"
+DEFENCES = ("noise", "visual_only", "text_only", "uat", "uat_mc", "certified")
+STEPS = {CLEAN: ("clean", "none"), PLAIN: ("adversarial", "none"), **{name: ("adversarial", name) for name in DEFENCES}}
 
 
 def one_step(trainer: Trainer, indices: Iterator[int]) -> None:
@@ -58,9 +56,9 @@ def main() -> None:
         for name, values in seconds.items():
             append(f"trainer_step_{arguments.objective}", name, {"B": 2048, **SIZES}, values, None)
             print(f"{name}: {quantile(values, 0.5):.3f} s a step ({torch.get_num_threads()} threads)")
-        for name in ("clean", "adversarial phase, no adversary"):
-            ratio = median_ratio(seconds["uat_mc"], seconds[name])
-            print(f"uat_mc takes {ratio:.2f} times the step '{name}'")
+        for name in DEFENCES:
+            ratios = [f"{median_ratio(seconds[name], seconds[other]):.2f} times '{other}'" for other in (CLEAN, PLAIN)]
+            print(f"{name} takes {' and '.join(ratios)}")
     process_group.leave()
 
 

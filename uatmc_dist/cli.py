@@ -259,7 +259,7 @@ def compare(
     epsilon: Annotated[float | None, typer.Option(help="Radius to show; the largest by default.")] = None,
 ) -> None:
     """One table of several runs: accuracy beside attackability."""
-    from uatmc_dist.evaluation.promotion import find_result
+    from uatmc_dist.evaluation.promotion import STRONGEST
     from uatmc_dist.runs import opened_run
 
     rows, shown = [], epsilon
@@ -272,26 +272,32 @@ def compare(
                 raise UserError(f"{run}: {name}.json is missing; run `uatmc {verb} {run}` first")
         assert accuracy is not None and report is not None
         shown = max(result["epsilon"] for result in report["results"]) if shown is None else shown
-        try:
-            fgsm, pgd = (find_result(report["results"], name, shown) for name in ("fgsm", "pgd"))
-        except KeyError:
-            raise UserError(f"{run}: attack.json has no epsilon {shown:g}; give one that all runs have") from None
-        after = f"hit@{report['k']}_after"
+        k = report["k"]
+        after = {
+            result["attack"]: result
+            for result in report["results"]
+            if (result["stratum"], result["epsilon"]) == ("random", shown)
+        }
+        if STRONGEST not in after:
+            raise UserError(f"{run}: attack.json has no epsilon {shown:g} of this version; `uatmc attack {run}` again")
+        strongest = after[STRONGEST]
         rows.append(
             (
                 run.name,
-                f"{accuracy['recall@20']:.4f}",
-                f"{accuracy['ndcg@20']:.4f}",
-                f"{pgd[after.replace('after', 'before')]:.4f}",
-                f"{fgsm[after]:.4f}",
-                f"{pgd[after]:.4f}",
-                f"{pgd['promotion_gain']:+.4f}",
+                *(f"{accuracy[name]:.4f}" for name in ("recall@20", "ndcg@20")),
+                f"{strongest[f'hit@{k}_before']:.4f}",
+                *(
+                    f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-"
+                    for name in ("fgsm", "pgd", STRONGEST)
+                ),
+                f"{strongest['promotion_gain']:+.4f}",
+                f"{strongest[f'certified_hit@{k}']:.4f}",
             )
         )
-        k = report["k"]
-    table = Table(title=f"accuracy and promotion attacks, epsilon {shown:g}")
+    table = Table(title=f"accuracy and promotion attacks, epsilon {shown:g}, random targets")
     table.add_column("run", no_wrap=True)
-    for column in ("Recall@20", "NDCG@20", f"Hit@{k} before", "after FGSM", "after PGD", "gain (PGD)"):
+    heads = f"Recall@20|NDCG@20|Hit@{k} before|after FGSM|after PGD|after strongest|gain (strongest)|certified bound"
+    for column in heads.split("|"):
         table.add_column(column.replace(" ", "\n"), justify="right")
     for row in rows:
         table.add_row(*row)

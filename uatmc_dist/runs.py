@@ -1,7 +1,7 @@
 """The folder of a run: the files it leaves behind, and whether a command may write into it.
 
 config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
-evaluation.json  attack.json
+evaluation.json  attack.json  certificate.json  certificate.parquet  mismatch.json  report/index.html
 """
 
 import importlib.metadata

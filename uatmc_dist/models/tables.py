@@ -1,6 +1,5 @@
 """TorchRec row-wise sharded embedding tables with in-backward fused optimisers."""
 
-import zlib
 from typing import Any
 
 import torch
@@ -15,21 +14,14 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from uatmc_dist.config import Config, TablesConfig
+from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
-from uatmc_dist.seeding import normal_rows
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "sgd": EmbOptimType.EXACT_SGD,
 }
-_INIT_ROWS = 1 << 16
-
-
-def initial_rows(table: str, lo: int, hi: int, dim: int, config: Config) -> torch.Tensor:
-    """The normal rows [lo, hi) that a table starts with; they depend on (seed, row) and not on the world size."""
-    words = config.seed, zlib.crc32(table.encode())
-    return normal_rows(lo, hi, dim, *words, block=_INIT_ROWS) * config.tables.init_std
 
 
 class ShardedTable:

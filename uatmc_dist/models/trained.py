@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
-from uatmc_dist.models.tables import initial_rows
 
 FILE = "model.safetensors"
 
