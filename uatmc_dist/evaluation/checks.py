@@ -25,7 +25,8 @@ from uatmc_dist.seeding import generator
 TOLERANCE = 0.002
 """Of a mean Hit@k: what two attacks may differ by before one counts as the weaker one."""
 _LARGE, _LARGER = 1e3, 1e4
-_FOUND, _EASY_SHARE = 0.9, 0.5
+_FOUND = 0.9
+_PLANTED_REACH, _LIFT_NEEDED = 0.3, 0.8
 _SINGLE_ANCHORS = 16
 _ENOUGH_STARTS = 0.01
 """Share by which the last start may still raise the hits."""
@@ -224,18 +225,20 @@ def _planted(scene: Scene, config: AttackConfig, attacks: list[Attack]) -> dict[
 
 
 def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, torch.Tensor]:
-    """(one target with planted thresholds, budget, the share of anchors that is easy to win)."""
+    """(one target with planted thresholds, budget, the share of anchors that is to be won).
+
+    The radius is cut so that every anchor stays within the margin of the paper's PGD, whatever the scale of the scores.
+    """
     one = replace(
         targets, **{name: getattr(targets, name)[:1] for name in ("identity_Td", "v_Td", "t_Td")}, surrogate=None
     )
     budget = Budget.of_attack(max(config.epsilons), config.norm, config.budget, one.v_Td.shape[1])
+    furthest = float(one.reach(budget).amax().clamp(min=1e-12))
+    budget = replace(budget, epsilon=budget.epsilon * min(1.0, _PLANTED_REACH / furthest))
     clean_A = (one.users_AK @ one.items().T).squeeze(1)
     lift_A = (one.users_AK @ one.items(*best_mean_direction(one, budget)).T).squeeze(1) - clean_A
-    # So near that the margin of the paper's PGD sees all of them, whatever the scale of the scores.
-    shrink = min(1.0, 1.0 / float(lift_A.abs().amax().clamp(min=1e-12)))
-    budget = replace(budget, epsilon=budget.epsilon * shrink)
-    # Who is not lifted is out of reach: going the opposite way wins nobody.
-    room_A = torch.where(lift_A > 0, _EASY_SHARE * shrink * lift_A, 2 * one.reach(budget))
+    # Who is not lifted is out of reach: going another way wins nobody instead.
+    room_A = torch.where(lift_A > 0, _LIFT_NEEDED * lift_A, 2 * _PLANTED_REACH)
     planted = replace(one, thresholds_A=clean_A + room_A)
     return planted, budget, _hits(planted, best_mean_direction(one, budget))
 
