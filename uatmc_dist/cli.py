@@ -1,7 +1,7 @@
 """`uatmc`: thin calls into the rooms, and the tables that a person reads."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from uatmc_dist.errors import UserError
+from uatmc_dist.progress import PlainProgress
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(help="Make and look at catalogs.", no_args_is_help=True)
@@ -158,7 +159,10 @@ def attack(
     surrogate = config.attack.surrogate
     if surrogate is None and config.start_from is not None and config.start_from.exists():
         surrogate = config.start_from
-    has_transfer = surrogate is not None and "transfer" in config.attack.attacks
+    wants_transfer = "transfer" in config.attack.attacks
+    if wants_transfer and surrogate is None:
+        console.print("transfer is left out: no undefended run to make it on (attack.surrogate=RUN)", highlight=False)
+    has_transfer = wants_transfer and surrogate is not None
     with _progress("scenes") as progress:
         report = attack_model(
             model, catalog, config.attack, TrainedModel.load(surrogate, catalog) if has_transfer else None, progress
@@ -203,8 +207,8 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     folder, config, catalog, model = _opened(run, overrides)
     with _progress("sweeps") as progress:
         found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
-    path = folder.write_json("certificate.json", found.report)
     pq.write_table(pa.table(found.columns), run / "certificate.parquet")
+    path = folder.write_json("certificate.json", found.report)
     k = found.report["k"]
     before = found.report[f"hit@{k}_before"]
     title = f"{run}: certified hit@{k}, mean over {catalog.num_items:,} items (before: {before:.4f})"
@@ -367,12 +371,15 @@ def _tell_written(path: Path) -> None:
 
 
 @contextmanager
-def _progress(unit: str):  # type: ignore[no-untyped-def]
-    """A bar on a terminal (with ETA), nothing elsewhere; gives the callback (done, total)."""
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a plain line now and then elsewhere, both with ETA; gives the callback (done, total)."""
+    if not console.is_terminal:
+        line = PlainProgress(unit)
+        yield lambda done, total: line.tell(done, total)
+        return
+    with Progress(console=console) as bar:
         task = bar.add_task(unit, total=None)
-        callback: Callable[[int, int], None] = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-        yield callback
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import resource
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PLAIN_LINE_SECONDS = 10.0
+from uatmc_dist.progress import PlainProgress
 
 
 class MetricsLog:
@@ -49,9 +47,9 @@ class TrainingProgress:
     """A bar on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, phase: str, total_steps: int, first_step: int) -> None:
-        self._phase, self._total, self._first = phase, total_steps, first_step
+        self._total = total_steps
         self._console = Console()
-        self._started = self._told = time.monotonic()
+        self._line = PlainProgress(f"{phase}: step", first_step)
         self._bar: Progress | None = None
         if self._console.is_terminal:
             columns = (
@@ -67,15 +65,10 @@ class TrainingProgress:
             self._bar.start()
 
     def step(self, done: int, status: str) -> None:
-        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, status=status)
-        elif now - self._told >= _PLAIN_LINE_SECONDS:
-            self._told = now
-            left = (now - self._started) / max(done - self._first, 1) * (self._total - done)
-            print(
-                f"{self._phase}: step {done}/{self._total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True
-            )
+        else:
+            self._line.tell(done, self._total, status)
 
     def say(self, message: str) -> None:
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -61,8 +61,10 @@ class RunFolder:
         (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
 
     def write_json(self, name: str, values: dict[str, Any]) -> Path:
-        path = self.path / name
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        """Whole or not at all: an interruption leaves what was there."""
+        path, unfinished = self.path / name, self.path / f".{name}"
+        unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
         return path
 
     def read_json(self, name: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ move, and each target is attacked for itself (docs/algorithm.md, section 6).
     T  target items attacked together    A  anchor users    d  width of a projected row    K  2d
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -74,6 +74,13 @@ class Targets:
             chunk = slice(start, start + _ANCHORS_AT_ONCE)
             yield chunk, torch.addmm(-self.thresholds_A[chunk, None], self.users_AK[chunk], items_TK.T)
 
+    def hits(self, deltas: Deltas) -> torch.Tensor:
+        """Share of anchors above their threshold, [T]; float32, so good for comparing attacks, not for reporting."""
+        counts_T = torch.zeros(len(self), dtype=torch.int64)
+        for _, excess_AT in self.excess(deltas):
+            counts_T += (excess_AT > 0).sum(0)
+        return counts_T / len(self.users_AK)
+
     def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
         """The loss to be raised, its gradient, and what it stands for."""
         value_T, hits_T = self.v_Td.new_zeros(2, len(self)).unbind(0)
@@ -132,14 +139,16 @@ class Attack(Protocol):
 
 def best_of(targets: Targets, candidates: Iterable[Deltas]) -> Deltas:
     """For each target the candidate with which most anchors are above their threshold; the first of equals."""
-    best_hits_T: torch.Tensor | None = None
-    best = targets.zeros()
-    for deltas in candidates:
-        hits_T = sum((excess_AT > 0).sum(0) for _, excess_AT in targets.excess(deltas))
-        assert isinstance(hits_T, torch.Tensor)
-        better_T = torch.ones_like(hits_T, dtype=torch.bool) if best_hits_T is None else hits_T > best_hits_T
-        best_hits_T = hits_T if best_hits_T is None else torch.maximum(hits_T, best_hits_T)
-        best = pick(better_T, deltas, best)
+    proposed = list(candidates)
+    return best_by(proposed, torch.stack([targets.hits(deltas) for deltas in proposed]))
+
+
+def best_by(candidates: Sequence[Deltas], hits_CT: torch.Tensor) -> Deltas:
+    """For each target the candidate with most hits; the first of equals."""
+    best, most_T = candidates[0], hits_CT[0]
+    for deltas, hits_T in zip(candidates[1:], hits_CT[1:], strict=True):
+        best = pick(hits_T > most_T, deltas, best)
+        most_T = torch.maximum(hits_T, most_T)
     return best
 
 

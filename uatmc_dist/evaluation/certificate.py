@@ -123,11 +123,12 @@ def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> n
             Budget(budget.epsilon * float(longest) * (1 + ROUNDING), budget.norm)
             for longest in lengths_N2[of_kind].amax(dim=0)
         )
+        items_of_kind = items_NK[of_kind]
         for start in range(0, len(users_UK), _USERS_AT_ONCE):
             users = users_UK[start : start + _USERS_AT_ONCE]
             bonus = worst_case_bonus(users[:, -w_v.shape[0] :], w_v, w_t, visual, text)
             thresholds = thresholds_U[start : start + _USERS_AT_ONCE]
-            counts_N[of_kind] += count_above(users, items_NK[of_kind], thresholds, bonus)
+            counts_N[of_kind] += count_above(users, items_of_kind, thresholds, bonus)
     return counts_N.double().div(len(users_UK)).numpy()
 
 

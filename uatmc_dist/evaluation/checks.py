@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.attacks.apgd import APGD, SOFTNESS
 from uatmc_dist.attacks.base import Attack, Targets, best_of
 from uatmc_dist.attacks.exact_group import best_mean_direction
@@ -134,11 +134,6 @@ def _not_above_certificate(results: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _hits(targets: Targets, deltas: Deltas) -> torch.Tensor:
-    counts = torch.stack([(excess_AT > 0).sum(0) for _, excess_AT in targets.excess(deltas)]).sum(0)
-    return counts / len(targets.users_AK)
-
-
 def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     """A single anchor, without bound: the closed form and APGD must both win it with every target."""
     budget = Budget(_LARGE, config.norm)
@@ -154,7 +149,7 @@ def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:
                 thresholds_A=scene.targets.thresholds_A[one],
                 surrogate=None,
             )
-            shares.append(_hits(alone, best_of(alone, attack(alone, budget, generator(index)))).mean())
+            shares.append(alone.hits(best_of(alone, attack(alone, budget, generator(index)))).mean())
         won[attack.name] = float(torch.stack(shares).mean()) if shares else 1.0
     return _check(
         "single_anchor_is_always_won",
@@ -171,7 +166,7 @@ def _plateau(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     for epsilon in (_LARGE, _LARGER):
         budget = Budget(epsilon, config.norm)
         best = best_of(scene.targets, attack(scene.targets, budget, generator(0)))
-        reached.append(float(_hits(scene.targets, best).mean()))
+        reached.append(float(scene.targets.hits(best).mean()))
     return _check(
         "unbounded_attack_reaches_a_plateau",
         reached[1] >= reached[0] - 0.01,
@@ -212,7 +207,7 @@ def _planted(scene: Scene, config: AttackConfig, attacks: list[Attack]) -> dict[
     planted, budget, wanted = plant(scene.targets, config)
     shares = {
         attack.name: float(
-            (_hits(planted, best_of(planted, attack(planted, budget, generator(0)))) / wanted.clamp(min=1e-9)).min()
+            (planted.hits(best_of(planted, attack(planted, budget, generator(0)))) / wanted.clamp(min=1e-9)).min()
         )
         for attack in attacks
     }
@@ -240,7 +235,7 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, torc
     # Who is not lifted is out of reach: going another way wins nobody instead.
     room_A = torch.where(lift_A > 0, _LIFT_NEEDED * lift_A, 2 * _PLANTED_REACH)
     planted = replace(one, thresholds_A=clean_A + room_A)
-    return planted, budget, _hits(planted, best_mean_direction(one, budget))
+    return planted, budget, planted.hits(best_mean_direction(one, budget))
 
 
 def _restarts_plateau(restarts: dict[float, list[np.ndarray]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
-from uatmc_dist.attacks.base import Attack, Targets, pick
+from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.attacks.base import Attack, Targets, best_by
 from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
@@ -127,7 +127,7 @@ def _attack_scene(
             candidates = list(attack(targets, budget, generator(seed, index)))
             hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget), scene.k) for deltas in candidates])
             tally.seconds += time.monotonic() - start
-            moved[attack.name, epsilon] = scene.moved(_best(candidates, hits_CT), budget)
+            moved[attack.name, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
             if attack.name == "apgd":
                 by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
                 restarts.setdefault(epsilon, []).append(by_start.mean(1).numpy())
@@ -145,14 +145,6 @@ def _attack_scene(
         found.before.setdefault(k, []).append(scene.hits(scene.clean_TK, k).numpy())
     for epsilon in config.epsilons:
         _add_strongest(found, [attack.name for attack in attacks], epsilon, scene.k)
-
-
-def _best(candidates: list[Deltas], hits_CT: torch.Tensor) -> Deltas:
-    best, best_hits_T = candidates[0], hits_CT[0]
-    for deltas, hits_T in zip(candidates[1:], hits_CT[1:], strict=True):
-        best = pick(hits_T > best_hits_T, deltas, best)
-        best_hits_T = torch.maximum(hits_T, best_hits_T)
-    return best
 
 
 def _add_strongest(found: _Stratum, names: list[str], epsilon: float, k: int) -> None:

@@ -48,10 +48,11 @@ class Bars:
             raise UserError(f"attack.k: {k} is not below the number of items ({num_items}); give a smaller one")
         ks = tuple(sorted({k, *(usual for usual in HIT_KS if usual < num_items)}))
         items_NK = model.items()
+        items_in_float64 = items_NK.double()
         best, following = [], []
         for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
             users = model.users_UK[start : start + _USERS_AT_ONCE].double()
-            scores, _ = topk_all_items(users, items_NK.double(), ks[-1] + 1)
+            scores, _ = topk_all_items(users, items_in_float64, ks[-1] + 1)
             best.append(scores[:, [k - 1 for k in ks]])
             following.append(scores[:, list(ks)])
         return cls(ks, torch.cat(best), torch.cat(following), items_NK)
