@@ -212,18 +212,21 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     k = found.report["k"]
     before = found.report[f"hit@{k}_before"]
     title = f"{run}: certified hit@{k}, mean over {catalog.num_items:,} items (before: {before:.4f})"
-    table = Table("norm", "budget", *(f"epsilon {epsilon:g}" for epsilon in config.attack.epsilons), title=title)
+    table = Table(title=title)
+    table.add_column("norm, budget", no_wrap=True)
+    for epsilon in config.attack.epsilons:
+        table.add_column(f"epsilon {epsilon:g}", justify="right")
     results = found.report["results"]
     for norm, budget in dict.fromkeys((result["norm"], result["budget"]) for result in results):
         row = [result for result in results if (result["norm"], result["budget"]) == (norm, budget)]
-        table.add_row(norm, budget, *(f"{result[f'certified_hit@{k}']:.4f}" for result in row))
-        if any(result["strongest_attack"] for result in row):
-            attacked = [result["strongest_attack"] or {} for result in row]
+        table.add_row(f"{norm}, {budget}", *(f"{result[f'certified_hit@{k}']:.4f}" for result in row))
+        attacked = [result["strongest_attack"] for result in row]
+        if any(attacked):
             for label, key in (
-                ("  its targets' bound", f"certified_hit@{k}"),
                 ("  strongest attack", f"hit@{k}_after"),
+                ("  bound for its targets", f"certified_hit@{k}"),
             ):
-                table.add_row(label, "", *(f"{values[key]:.4f}" if values else "-" for values in attacked))
+                table.add_row(label, *(f"{values[key]:.4f}" if values else "-" for values in attacked))
     console.print(table)
     _tell_written(path)
 
@@ -237,7 +240,9 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     with _progress("models") as progress:
         report = measure_mismatch(config, catalog, model, progress)
     path = folder.write_json("mismatch.json", report)
-    table = Table("", f"before ({report['before_is']})", "after", title=f"{run}: gradients of the two modalities")
+    table = Table(title=f"{run}: gradients of the two modalities; before is {report['before_is']}")
+    for column in ("", "before", "after"):
+        table.add_column(column, no_wrap=True)
     stages = report["before"], report["after"]
     for label, show in (
         ("cosine, mean", lambda stage: f"{stage['cosine']['mean']:.3f}"),
@@ -246,7 +251,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
         *(
             (
-                f"loss rise of a coordinated step / a separate one, epsilon {strength['epsilon']:g}",
+                f"loss rise, coordinated / separate step, epsilon {strength['epsilon']:g}",
                 lambda stage, index=index: f"{stage['strength'][index]['coordinated_over_separate']:.3f}",
             )
             for index, strength in enumerate(report["after"]["strength"])
