@@ -1,4 +1,5 @@
-"""How much the gradient of the cosine weighs against that of the loss: |HVP(omega)| / |g| by item, at lambda = 1.
+"""How much the gradient of the cosine weighs against that of the loss, step by step: |HVP(omega)| / |g| by item,
+at lambda = 1, and how far lambda = 4 (or --weight) turns the direction of the step.
 
 python -m benchmarks.coordination configs/hm-fashion.yaml runs/hm-fashion-clean-s0
 """
@@ -24,9 +25,14 @@ class WatchedTrainer(Trainer):
         gradient_nd = view.content_gradient(items_nK).contiguous()
         _, omega_nd = coordinate(gradient_nd, view.w_v, view.w_t)
         omega_nd *= len(omega_nd) / self.catalog.num_items
-        ratios = view.content_hvp(items_nK, omega_nd).norm(dim=1) / gradient_nd.norm(dim=1)
+        hvp_nd = view.content_hvp(items_nK, omega_nd)
+        ratios = hvp_nd.norm(dim=1) / gradient_nd.norm(dim=1)
         low, median, high = torch.quantile(ratios, torch.tensor([0.1, 0.5, 0.9])).tolist()
-        print(f"  |HVP| / |g|: 10 % {low:.3g}, median {median:.3g}, 90 % {high:.3g}")
+        turned_nd = gradient_nd + self.config.adversarial.adv_align_weight * hvp_nd
+        cosine_n = torch.nn.functional.cosine_similarity(gradient_nd @ view.w_v, turned_nd @ view.w_v, dim=1, eps=0.0)
+        degrees_n = torch.rad2deg(torch.acos(cosine_n.clamp(-1, 1)))
+        shares = ", ".join(f"{(degrees_n > angle).double().mean():.0%} by more than {angle}" for angle in (1, 30, 90))
+        print(f"  |HVP| / |g|: 10 % {low:.3g}, median {median:.3g}, 90 % {high:.3g}; degrees turned: {shares}")
         return view
 
 
@@ -35,12 +41,14 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("clean_run", type=Path)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--weight", type=float, default=4.0, help="lambda")
     arguments = parser.parse_args()
     world = process_group.join()
     for objective in ("full_catalog", "sampled"):
         print(objective)
         with tempfile.TemporaryDirectory() as folder:
             overrides = [f"start_from={arguments.clean_run}", f"output_dir={folder}", "adversarial.epochs=1"]
+            overrides += ["adversarial.adversary=uat_mc", f"adversarial.adv_align_weight={arguments.weight}"]
             config = load_config(arguments.config, [*overrides, f"adversarial.objective={objective}"])
             trainer = WatchedTrainer(config, world)
             trainer.begin(Position("adversarial"))

@@ -246,12 +246,12 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     stages = report["before"], report["after"]
     for label, show in (
         ("cosine, mean", lambda stage: f"{stage['cosine']['mean']:.3f}"),
-        ("cosine, 10 % to 90 %", lambda stage: f"{stage['cosine']['10%']:.3f} to {stage['cosine']['90%']:.3f}"),
+        ("cosine, 10 % to 90 %", lambda stage: f"{stage['cosine']['10%']:.2f} to {stage['cosine']['90%']:.2f}"),
         ("top contributors in common", lambda stage: f"{stage['contributors']['overlap']['mean']:.0%}"),
         ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
         *(
             (
-                f"loss rise, coordinated / separate step, epsilon {strength['epsilon']:g}",
+                f"loss rise, coordinated / separate, {strength['epsilon']:g}",
                 lambda stage, index=index: f"{stage['strength'][index]['coordinated_over_separate']:.3f}",
             )
             for index, strength in enumerate(report["after"]["strength"])
