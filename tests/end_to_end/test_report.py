@@ -113,7 +113,7 @@ def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_pat
         drawn = page.eval_on_selector_all(
             ".chart", "charts => charts.map(c => c.querySelectorAll('.trace, .bars path').length)"
         )
-        assert len(drawn) >= 10 and all(drawn), drawn
+        assert len(drawn) >= 9 and all(drawn), drawn
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 22, 26)" if scheme == "dark" else "rgb(255, 255, 255)")

@@ -59,7 +59,7 @@ def training_curves(runs: Sequence[RunFiles]) -> Figure:
         traces,
         {
             "xaxis": {"title": {"text": "step"}},
-            "yaxis": {"title": {"text": "loss"}, "type": "log", "exponentformat": "power"},
+            "yaxis": {"title": {"text": "loss"}, "type": "log", "dtick": "D2"},
         },
     )
 
@@ -150,6 +150,8 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
 def trade_off(runs: Sequence[RunFiles]) -> Figure:
     """Accuracy against attackability at the largest epsilon that all runs have."""
     shown = [run for run in runs if run.evaluation and run.attack]
+    # Neighbours have their labels on different sides.
+    by_recall = sorted(shown, key=lambda run: run.evaluation["recall@20"] if run.evaluation else 0.0)
     common = set.intersection(*(set(run.attack["epsilons"]) for run in shown if run.attack)) if shown else set()
     rows, traces = [], []
     for index, run in enumerate(shown if common else []):
@@ -170,7 +172,7 @@ def trade_off(runs: Sequence[RunFiles]) -> Figure:
                 "x": [row[2]],
                 "y": [row[3]],
                 "text": [run.name],
-                "textposition": "top center",
+                "textposition": ("top center", "bottom center")[by_recall.index(run) % 2],
                 "cliponaxis": False,
                 "marker": {"size": 14, "color": _COLOURS[index % len(_COLOURS)]},
             }

@@ -46,7 +46,12 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
         (
             "attacks",
             "What attacks achieve, and what none can",
-            [figures.hits_by_epsilon(run, stratum) for run in attacked for stratum in run.attack["targets"]],  # type: ignore[index]
+            [
+                figures.hits_by_epsilon(run, stratum)
+                for run in attacked
+                # Several runs are compared by their random targets; the page of one run shows all strata.
+                for stratum in (run.attack["targets"] if len(runs) == 1 else ["random"])  # type: ignore[index]
+            ],
         ),
         ("trade-off", "Robustness and accuracy", [figures.trade_off(runs)] if attacked else []),
         ("accuracy", "Accuracy", [figures.clean_metrics(runs)] if any(run.evaluation for run in runs) else []),
