@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from benchmarks.common import RESULTS
-from uatmc_dist.config import Config, load_config
+from uatmc_dist.config import ATTACKS, Config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -116,10 +116,11 @@ class Results:
         self.plan = plan
         self.variants = [*plan.clean, *plan.defences]
         self._found = {v: [figures(plan, v, seed) for seed in plan.seeds] for v in self.variants}
-        attacked = next(v for v in self.variants if "before" in self._found[v][0])
-        report = _read(plan.run(attacked, plan.seeds[0]), "attack")
-        self.epsilons = report["epsilons"]
-        self.attacks = list(dict.fromkeys(result["attack"] for result in report["results"]))
+        self.attacked = [v for v in self.variants if "before" in self._found[v][0]]
+        reports = [_read(plan.run(v, plan.seeds[0]), "attack") for v in self.attacked]
+        self.epsilons = reports[0]["epsilons"]
+        done = {result["attack"] for report in reports for result in report["results"]}
+        self.attacks = [name for name in (*ATTACKS, STRONGEST) if name in done]
 
     def cell(self, variant: str, name: str, digits: int = 4) -> str:
         values = [found[name] for found in self._found[variant] if name in found]
@@ -137,8 +138,7 @@ class Results:
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        largest = max(self.epsilons)
-        content = [v for v in self.variants if "before" in self._found[v][0]]
+        largest, content = max(self.epsilons), self.attacked
         parts = [
             f"Accuracy ({self.plan.split} split), and Hit@50 of random targets before and after the strongest attack:",
             self.table(
@@ -146,7 +146,7 @@ class Results:
                 lambda v: [
                     *(self.cell(v, name) for name in ("recall@20", "ndcg@20", "before")),
                     *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
-                    self.cell(v, "checks failed", 0).split(" ")[0],
+                    str(int(sum(found["checks failed"] for found in self._found[v]))) if v in content else "",
                 ],
             ),
             f"Hit@50 of random targets after each attack, ε = {largest:g}:",

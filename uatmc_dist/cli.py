@@ -153,25 +153,35 @@ def attack(
 ) -> None:
     """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json."""
     from uatmc_dist.evaluation.promotion import attack_model
-    from uatmc_dist.models.trained import TrainedModel
 
     folder, config, catalog, model = _opened(run, overrides)
-    surrogate = config.attack.surrogate
-    if surrogate is None and config.start_from is not None and config.start_from.exists():
-        surrogate = config.start_from
-    wants_transfer = "transfer" in config.attack.attacks
-    if wants_transfer and surrogate is None:
-        console.print("transfer is left out: no undefended run to make it on (attack.surrogate=RUN)", highlight=False)
-    has_transfer = wants_transfer and surrogate is not None
+    surrogate = None
+    if "transfer" in config.attack.attacks:
+        surrogate = _surrogate(config, catalog)
     with _progress("scenes") as progress:
-        report = attack_model(
-            model, catalog, config.attack, TrainedModel.load(surrogate, catalog) if has_transfer else None, progress
-        )
+        report = attack_model(model, catalog, config.attack, surrogate, progress)
     path = folder.write_json("attack.json", report)
     _print_attacks(run, report)
     _tell_written(path)
-    if strict and not all(check["passed"] for check in report["checks"]):
+    if strict and any(check["passed"] is False for check in report["checks"]):
         raise typer.Exit(1)
+
+
+def _surrogate(config: Any, catalog: Any) -> Any:
+    """The undefended model of the transfer attack: the one that was asked for, else the one that training started from
+    where it is still there."""
+    from uatmc_dist.models.trained import TrainedModel
+
+    if config.attack.surrogate is not None:
+        return TrainedModel.load(config.attack.surrogate, catalog)
+    try:
+        if config.start_from is not None:
+            return TrainedModel.load(config.start_from, catalog)
+        why = "the run has no start_from"
+    except UserError as error:
+        why = str(error)
+    console.print(f"transfer is left out, give attack.surrogate=RUN for it: {why}", highlight=False, soft_wrap=True)
+    return None
 
 
 def _print_attacks(run: Path, report: dict[str, Any]) -> None:
@@ -190,10 +200,21 @@ def _print_attacks(run: Path, report: dict[str, Any]) -> None:
         console.print(table)
     for check in report["checks"]:
         name = check["check"].replace("_", " ")
-        if check["passed"]:
-            console.print(f"[green]ok[/]      {name}", highlight=False)
+        if check["passed"] is None:
+            console.print(f"[yellow]-[/]       {name}: not tested by these attacks", highlight=False)
+        elif check["passed"]:
+            console.print(f"[green]ok[/]      {name} [dim]({_measured(check)})[/]", highlight=False)
         else:
-            console.print(f"[red]FAILED  {name}: {check['a_failure_means']} ({check['measured']})[/]", highlight=False)
+            why = check["a_failure_means"]
+            console.print(f"[red]FAILED  {name}: {why} ({_measured(check)})[/]", highlight=False)
+
+
+def _measured(check: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}"
+        for key, value in check["measured"].items()
+        if not isinstance(value, list)
+    )
 
 
 @app.command()
@@ -245,14 +266,17 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         table.add_column(column, no_wrap=True)
     stages = report["before"], report["after"]
     for label, show in (
-        ("cosine, mean", lambda stage: f"{stage['cosine']['mean']:.3f}"),
-        ("cosine, 10 % to 90 %", lambda stage: f"{stage['cosine']['10%']:.2f} to {stage['cosine']['90%']:.2f}"),
+        ("cosine, mean", lambda stage: _number(stage["cosine"]["mean"])),
+        (
+            "cosine, 10 % to 90 %",
+            lambda stage: f"{_number(stage['cosine']['10%'])} to {_number(stage['cosine']['90%'])}",
+        ),
         ("top contributors in common", lambda stage: f"{stage['contributors']['overlap']['mean']:.0%}"),
         ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
         *(
             (
                 f"loss rise, coordinated / separate, {strength['epsilon']:g}",
-                lambda stage, index=index: f"{stage['strength'][index]['coordinated_over_separate']:.3f}",
+                lambda stage, index=index: _number(stage["strength"][index]["coordinated_over_separate"]),
             )
             for index, strength in enumerate(report["after"]["strength"])
         ),
@@ -271,7 +295,7 @@ def compare(
     from uatmc_dist.evaluation.promotion import STRONGEST
     from uatmc_dist.runs import opened_run
 
-    rows, shown = [], epsilon
+    rows, shown, first = [], epsilon, None
     for run in runs:
         folder = opened_run(run)
         accuracy, report = folder.read_json("evaluation.json"), folder.read_json("attack.json")
@@ -282,6 +306,13 @@ def compare(
         assert accuracy is not None and report is not None
         shown = max(result["epsilon"] for result in report["results"]) if shown is None else shown
         k = report["k"]
+        threat = report["threat_model"]
+        measured = {"k": k, "norm": threat["norm"], "budget": threat.get("budget"), "split": accuracy["split"]}
+        first = first or measured
+        if measured != first:
+            raise UserError(
+                f"{run}: measured with {measured}, {runs[0]} with {first}; runs are compared under one protocol"
+            )
         after = {
             result["attack"]: result
             for result in report["results"]
@@ -342,6 +373,10 @@ def doctor() -> None:
         names = ", ".join(finding.package for finding in problems)
         raise UserError(f"{names}: not what runs together; {checks.mend(cuda)}")
     console.print("all well")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:

@@ -169,7 +169,7 @@ class AttackConfig(Section):
     """Radii of the perturbation, as shares of the L2 norm of the projected feature row."""
     num_targets: Positive = 100
     """Target items a seed, for each stratum (random, cold and popular items)."""
-    seeds: list[int] = list(range(1, 11))
+    seeds: list[Count] = list(range(1, 11))
     """Each seed draws targets and anchor users anew."""
     anchor_share: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of the users that the attacker optimises for and is measured on."""
@@ -187,10 +187,13 @@ class AttackConfig(Section):
     """Undefended run on which the transfer attack is made; `start_from` of the run where it is not given."""
 
     @model_validator(mode="after")
-    def _seeds_are_there(self) -> "AttackConfig":
+    def _lists_make_sense(self) -> "AttackConfig":
         for name in ("attacks", "seeds", "epsilons"):
-            if not getattr(self, name):
+            values = getattr(self, name)
+            if not values:
                 raise ValueError(f"attack.{name} is empty; give at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"attack.{name} {values} names one twice; give each once")
         return self
 
 

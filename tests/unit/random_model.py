@@ -10,6 +10,8 @@ from uatmc_dist.models.projectors import ContentModel
 class RandomModel:
     """A TrainedModel without its files."""
 
+    path = None
+
     def __init__(self, users: int, items: int, dim: int, seed: int = 0, scale: float = 1.0) -> None:
         generator = torch.Generator().manual_seed(seed)
         normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731

@@ -130,9 +130,9 @@ def test_auto_pgd_beats_the_others_on_average(norm):
     hits = {}
     for name in ("fgsm", "pgd", "apgd", "square"):
         best = best_of(drawn.targets, SUITE[name](drawn.targets, budget, generator()))
-        hits[name] = float(drawn.hits(drawn.moved(best, budget), K).mean())
+        hits[name] = float(drawn.hits(drawn.moved(best, budget)).mean())
     assert max(hits, key=lambda name: hits[name]) == "apgd"
-    assert hits["apgd"] > float(drawn.hits(drawn.clean_TK, K).mean())
+    assert hits["apgd"] > float(drawn.hits(drawn.clean_TK).mean())
 
 
 def test_exact_user_is_the_optimum_over_all_corners_of_the_box():
@@ -173,7 +173,9 @@ def test_hits_and_ranks_equal_a_ranking_of_the_perturbed_catalog():
     moved_TK = drawn.moved(best_of(drawn.targets, PGD()(drawn.targets, budget, generator())), budget)
     assert drawn.bars.ks == (10, 20, 50, 100)
     ranks = drawn.mean_ranks([drawn.clean_TK, moved_TK])
-    for embeddings_TK, rank_T in ((drawn.clean_TK, ranks[0]), (moved_TK, ranks[1])):
+    hits = drawn.hits_by_length([drawn.clean_TK, moved_TK])
+    for embeddings_TK, rank_T, hits_JT in zip((drawn.clean_TK, moved_TK), ranks, hits, strict=True):
+        assert torch.equal(hits_JT[drawn.bars.ks.index(K)], drawn.hits(embeddings_TK))
         for index, item in enumerate(items.tolist()):
             catalog_NK = model.items().double()
             catalog_NK[item] = embeddings_TK[index]
@@ -181,9 +183,9 @@ def test_hits_and_ranks_equal_a_ranking_of_the_perturbed_catalog():
             assert rank_T[index] == pytest.approx(
                 float(1 + (scores_AN > scores_AN[:, item, None]).double().sum(1).mean())
             )
-            for k in drawn.bars.ks:
+            for column, k in enumerate(drawn.bars.ks):
                 truth = (scores_AN.topk(k, dim=1).indices == item).any(dim=1).double().mean()
-                assert drawn.hits(embeddings_TK, k)[index] == pytest.approx(float(truth))
+                assert hits_JT[column, index] == pytest.approx(float(truth))
 
 
 def test_the_report_keeps_the_contract(tiny_catalog):
@@ -196,7 +198,11 @@ def test_the_report_keeps_the_contract(tiny_catalog):
     for result in (*report["results"], *again["results"]):
         result.pop("seconds")
     assert report == again
-    assert report["seeds"] == [1, 2] and report["protocol"] == "paper" and report["threat_model"]["budget"] == "paper"
+    assert (
+        report["seeds"] == [1, 2]
+        and report["protocol"] == "paper, num_targets=10, k=20"
+        and report["threat_model"]["budget"] == "paper"
+    )
     assert {(r["stratum"], r["attack"], r["epsilon"]) for r in report["results"]} == set(
         itertools.product(("random", "cold", "popular"), (*ATTACKS, "strongest"), (0.05, 0.1))
     )
@@ -219,6 +225,9 @@ def test_transfer_is_left_out_without_a_surrogate_and_refused_from_other_feature
     config = AttackConfig(num_targets=3, seeds=[1], epsilons=[0.1], k=20, attacks=["fgsm", "transfer"])
     report = promotion.attack_model(model, catalog, config)  # type: ignore[arg-type]
     assert {result["attack"] for result in report["results"]} == {"fgsm", "strongest"}
+    only = config.model_copy(update={"attacks": ["transfer"]})
+    with pytest.raises(UserError, match="only transfer"):
+        promotion.attack_model(model, catalog, only)  # type: ignore[arg-type]
     other = RandomModel(catalog.num_users, catalog.num_items, D, seed=1)
     with pytest.raises(UserError, match=r"attack\.surrogate"):
         promotion.attack_model(model, catalog, config, other)  # type: ignore[arg-type]

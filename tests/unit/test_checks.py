@@ -26,7 +26,10 @@ NAMES = {
 
 
 def checks(catalog, monkeypatch, attacks=None, **changes):
-    if attacks is not None:
+    """`attacks` are names, or attacks that stand in for the whole suite."""
+    if attacks and isinstance(attacks[0], str):
+        changes["attacks"] = attacks
+    elif attacks:
         monkeypatch.setattr(promotion, "attacks_of", lambda config: attacks)
     model = RandomModel(catalog.num_users, catalog.num_items, 6)
     config = AttackConfig(**{"num_targets": 20, "seeds": [1, 2], "epsilons": [0.05, 0.2], "k": 20, **changes})
@@ -85,3 +88,42 @@ def test_an_attack_that_leaves_the_ball_is_told(tiny_catalog, monkeypatch):
     )
     found = checks(Catalog(tiny_catalog), monkeypatch, [FGSM()])
     assert not found["never_above_certificate"]["passed"]
+
+
+def test_what_the_attacks_do_not_allow_is_not_tested_rather_than_passed(tiny_catalog, monkeypatch):
+    found = checks(Catalog(tiny_catalog), monkeypatch, attacks=["exact_user"], epsilons=[0.1])
+    untested = {name for name, check in found.items() if check["passed"] is None}
+    assert untested == {
+        "success_grows_with_epsilon",
+        "iterative_beats_one_step",
+        "white_box_beats_black_box_and_transfer",
+        "users_give_gradient",
+        "planted_item_is_found",
+        "restarts_plateau",
+    }
+
+
+def test_the_published_loss_alone_is_blind_to_most_users(tiny_catalog, monkeypatch):
+    found = checks(Catalog(tiny_catalog), monkeypatch, attacks=["fgsm", "pgd"])
+    shares = found["users_give_gradient"]["measured"]
+    assert shares["silent in pgd (hinge, margin 1)"] > 0.5 > shares["silent in fgsm (hinge, margin 10)"]
+    assert not found["users_give_gradient"]["passed"]
+
+
+@pytest.mark.parametrize("shrink", [1e-5, 1.0])
+def test_zero_rows_and_users_hard_to_move_raise_no_false_alarm(tiny_catalog, monkeypatch, shrink):
+    monkeypatch.setattr(RandomModel, "items", with_zero_rows(RandomModel.items, shrink))
+    found = checks(Catalog(tiny_catalog), monkeypatch)
+    for name in ("single_anchor_is_always_won", "planted_item_is_found"):
+        assert found[name]["passed"], found[name]
+
+
+def with_zero_rows(items, shrink):
+    def prepared(model):
+        if not hasattr(model, "_prepared"):
+            model._prepared = True
+            model.v_Nd[::3] = 0
+            model.users_UK[:, model.v_Nd.shape[1] :] *= shrink
+        return items(model)
+
+    return prepared

@@ -17,6 +17,7 @@ from uatmc_dist.attacks.losses import Loss
 from uatmc_dist.models.projectors import fused_items
 
 _ANCHORS_AT_ONCE = 1 << 13
+_OF_TARGETS = ("identity_Td", "v_Td", "t_Td")
 
 
 class Evaluation(NamedTuple):
@@ -62,10 +63,18 @@ class Targets:
     def zeros(self) -> Deltas:
         return torch.zeros_like(self.v_Td), torch.zeros_like(self.t_Td)
 
+    def chosen(self, index: torch.Tensor) -> "Targets":
+        """Some of the targets, without the surrogate."""
+        return replace(self, surrogate=None, **{name: getattr(self, name)[index] for name in _OF_TARGETS})
+
+    def alone(self, anchor: int) -> "Targets":
+        """With a single anchor, without the surrogate."""
+        one = slice(anchor, anchor + 1)
+        return replace(self, users_AK=self.users_AK[one], thresholds_A=self.thresholds_A[one], surrogate=None)
+
     def repeated(self, times: int) -> "Targets":
         """Every target so many times, one whole round after the other: several starts of one attack at once."""
-        rows = {name: getattr(self, name).repeat(times, 1) for name in ("identity_Td", "v_Td", "t_Td")}
-        return replace(self, **rows)
+        return replace(self, **{name: getattr(self, name).repeat(times, 1) for name in _OF_TARGETS})
 
     def excess(self, deltas: Deltas) -> Iterator[tuple[slice, torch.Tensor]]:
         """Scores above the thresholds, [a, T] for one slice of anchors after the other: never whole."""

@@ -12,6 +12,8 @@ import torch
 from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Knowledge, Targets
 
+_TARGETS_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class ExactUser:
@@ -21,14 +23,18 @@ class ExactUser:
     knowledge: Knowledge = "white box"
 
     def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]:
+        parts = torch.arange(len(targets)).split(_TARGETS_AT_ONCE)
+        anchors_CT = torch.cat([self._anchors(targets.chosen(part), budget) for part in parts], dim=1)
+        for anchor_T in anchors_CT:
+            yield targets.ascend(targets.zeros(), targets.content_Ad[anchor_T], budget, 1.0)
+
+    def _anchors(self, targets: Targets, budget: Budget) -> torch.Tensor:
+        """The anchors to try for each target, [tried, T], from easy to hard."""
         num_tried = min(self.num_users, len(targets.users_AK))
-        reach_A = targets.reach(budget)
         need_AT = torch.cat([-excess_AT for _, excess_AT in targets.excess(targets.zeros())])
         # Share of what can be done for the user that is needed; who is won already is of no use.
-        share_AT = torch.where(need_AT > 0, need_AT / reach_A[:, None], torch.inf)
+        share_AT = torch.where(need_AT > 0, need_AT / targets.reach(budget)[:, None], torch.inf)
         order_AT = share_AT.argsort(dim=0)
-        num_reachable_T = ((share_AT <= 1).sum(0)).clamp(min=1)
-        for index in range(num_tried):
-            position_T = index * (num_reachable_T - 1) // max(num_tried - 1, 1)
-            user_T = order_AT.gather(0, position_T[None]).squeeze(0)
-            yield targets.ascend(targets.zeros(), targets.content_Ad[user_T], budget, 1.0)
+        last_T = (share_AT <= 1).sum(0).clamp(min=1) - 1
+        positions = torch.stack([index * last_T // max(num_tried - 1, 1) for index in range(num_tried)])
+        return order_AT.gather(0, positions)

@@ -108,7 +108,7 @@ def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> n
     Streams over users and items; float64, so that no attack passes the bound by rounding.
     """
     assert model.dense is not None
-    users_UK, items_NK = model.users_UK.double(), bars.items_NK.double()
+    items_NK = bars.items_NK.double()
     w_v, w_t = model.dense.w_v.double(), model.dense.w_t.double()
     best_U, _ = bars.at(k)
     # A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has
@@ -124,12 +124,12 @@ def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> n
             for longest in lengths_N2[of_kind].amax(dim=0)
         )
         items_of_kind = items_NK[of_kind]
-        for start in range(0, len(users_UK), _USERS_AT_ONCE):
-            users = users_UK[start : start + _USERS_AT_ONCE]
+        for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
+            users = model.users_UK[start : start + _USERS_AT_ONCE].double()
             bonus = worst_case_bonus(users[:, -w_v.shape[0] :], w_v, w_t, visual, text)
             thresholds = thresholds_U[start : start + _USERS_AT_ONCE]
             counts_N[of_kind] += count_above(users, items_of_kind, thresholds, bonus)
-    return counts_N.double().div(len(users_UK)).numpy()
+    return counts_N.double().div(len(model.users_UK)).numpy()
 
 
 def _strongest(

@@ -42,7 +42,7 @@ def measure_mismatch(
     """
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so it has no modalities to compare")
-    if config.start_from is not None and (config.start_from / "model").exists():
+    if config.start_from is not None:
         start, name = TrainedModel.load(config.start_from, catalog), str(config.start_from)
     else:
         start, name = TrainedModel.initial(config, catalog), "initial weights"
@@ -228,10 +228,10 @@ def _largest(
     return top.values, users.gather(0, top.indices)
 
 
-def _summary(values: torch.Tensor) -> dict[str, float]:
+def _summary(values: torch.Tensor) -> dict[str, float | None]:
     values = values.double()
     if not len(values):
-        return {}
+        return dict.fromkeys(("mean", "10%", "median", "90%"))
     low, median, high = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     return {"mean": float(values.mean()), "10%": low, "median": median, "90%": high}
 

@@ -9,6 +9,7 @@ Hit@k is the share of anchors that have the target among their k best items, not
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def attack_model(
     bars = Bars.of(model, config.k)
     surrogate_bars = None if surrogate is None else Bars.of(surrogate, config.k)
     attacks = [attack for attack in attacks_of(config) if attack.name != "transfer" or surrogate is not None]
+    if not attacks:
+        raise UserError("attack.attacks: only transfer, and no undefended run to make it on; give attack.surrogate=RUN")
     found: dict[str, _Stratum] = {}
     restarts: dict[float, list[np.ndarray]] = {}
     pools = strata(catalog)
@@ -86,7 +89,7 @@ def attack_model(
     ]
     return {
         "protocol": _protocol(config),
-        "threat_model": _threat_model(config, model.v_Nd.shape[1]),
+        "threat_model": _threat_model(config, model.v_Nd.shape[1], surrogate.path if surrogate is not None else None),
         "k": config.k,
         "ks": list(bars.ks),
         "epsilons": config.epsilons,
@@ -125,7 +128,7 @@ def _attack_scene(
             tally = found.tallies.setdefault((attack.name, epsilon), _Tally())
             start = time.monotonic()
             candidates = list(attack(targets, budget, generator(seed, index)))
-            hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget), scene.k) for deltas in candidates])
+            hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget)) for deltas in candidates])
             tally.seconds += time.monotonic() - start
             moved[attack.name, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
             if attack.name == "apgd":
@@ -135,14 +138,15 @@ def _attack_scene(
         budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
         found.certified.setdefault(epsilon, []).append(scene.certified_hits(budget).numpy())
         found.tallies.setdefault((STRONGEST, epsilon), _Tally())
-    ranks = scene.mean_ranks([scene.clean_TK, *moved.values()]).numpy()
+    embeddings = [scene.clean_TK, *moved.values()]
+    ranks, hits = scene.mean_ranks(embeddings).numpy(), scene.hits_by_length(embeddings).numpy()
     found.rank_before.append(ranks[0])
-    for (key, moved_TK), rank_T in zip(moved.items(), ranks[1:], strict=True):
+    for key, rank_T in zip(moved, ranks[1:], strict=True):
         found.tallies[key].rank_after.append(rank_T)
-        for k in scene.bars.ks:
-            found.tallies[key].after.setdefault(k, []).append(scene.hits(moved_TK, k).numpy())
-    for k in scene.bars.ks:
-        found.before.setdefault(k, []).append(scene.hits(scene.clean_TK, k).numpy())
+    for column, k in enumerate(scene.bars.ks):
+        found.before.setdefault(k, []).append(hits[0, column])
+        for key, hits_JT in zip(moved, hits[1:], strict=True):
+            found.tallies[key].after.setdefault(k, []).append(hits_JT[column])
     for epsilon in config.epsilons:
         _add_strongest(found, [attack.name for attack in attacks], epsilon, scene.k)
 
@@ -204,10 +208,18 @@ def _check_surrogate(model: TrainedModel, surrogate: TrainedModel) -> None:
 
 
 def _protocol(config: AttackConfig) -> str:
-    return "paper" if (config.norm, config.budget) == ("linf", "paper") else f"paper, but {config.norm} {config.budget}"
+    """paper, or what differs from it."""
+    published = AttackConfig()
+    names: tuple[str, ...] = ("norm", "budget", "num_targets", "anchor_share", "k", "pgd_steps")
+    if config.norm == "linf":  # the budgets are the same then
+        names = tuple(name for name in names if name != "budget")
+    differing = [
+        f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(published, name)
+    ]
+    return ", ".join(["paper", *differing])
 
 
-def _threat_model(config: AttackConfig, dim: int) -> dict[str, Any]:
+def _threat_model(config: AttackConfig, dim: int, surrogate: Path | None) -> dict[str, Any]:
     radius = "epsilon x L2 norm of the row"
     if (config.norm, config.budget) == ("l2", "paper"):
         radius = f"epsilon x sqrt({dim}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
@@ -218,6 +230,10 @@ def _threat_model(config: AttackConfig, dim: int) -> dict[str, Any]:
         "norm": config.norm,
         "budget": config.budget,
         "radius": radius,
-        "knowledge": "white box, scores of the anchors; square: scores alone; transfer: an undefended surrogate",
+        "knowledge": "; ".join(
+            ["white box, scores of the anchors"]
+            + ["square: scores alone"] * ("square" in config.attacks)
+            + [f"transfer: {surrogate} alone"] * (surrogate is not None)
+        ),
         "anchor_share": config.anchor_share,
     }

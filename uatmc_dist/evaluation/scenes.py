@@ -3,6 +3,7 @@
 T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -109,16 +110,23 @@ class Scene:
         content_Td = visual @ targets.w_v.double().T + text @ targets.w_t.double().T
         return self.clean_TK.double() + torch.nn.functional.pad(content_Td, (targets.identity_Td.shape[1], 0))
 
-    def hits(self, moved_TK: torch.Tensor, k: int) -> torch.Tensor:
+    def hits(self, moved_TK: torch.Tensor) -> torch.Tensor:
         """Share of anchors with the target in their top k, [T] float64."""
-        bar_AT = self._bar_AT if k == self.k else self._bars_AT(k)
         counts_T = torch.zeros(len(moved_TK), dtype=torch.int64)
-        moved_TK = moved_TK.double()
-        for start in range(0, len(bar_AT), _USERS_AT_ONCE):
-            chunk = slice(start, start + _USERS_AT_ONCE)
-            scores_AT = (self.targets.users_AK[chunk].double() @ moved_TK.T).float()
-            counts_T += (scores_AT > bar_AT[chunk]).sum(0)
-        return counts_T.double() / len(bar_AT)
+        for chunk in self._chunks():
+            counts_T += (self._scores(chunk, moved_TK).float() > self._bar_AT[chunk]).sum(0)
+        return counts_T.double() / len(self._bar_AT)
+
+    def hits_by_length(self, moved: list[torch.Tensor]) -> torch.Tensor:
+        """The same at every length of ranking, [len(moved), J, T] for so many embeddings [T, K]."""
+        counts = torch.zeros(len(moved), len(self.bars.ks), len(self.clean_TK), dtype=torch.int64)
+        for chunk in self._chunks():
+            bars = [self._bars_of(chunk, k) for k in self.bars.ks]
+            for row, moved_TK in enumerate(moved):
+                scores_AT = self._scores(chunk, moved_TK).float()
+                for column, bar_AT in enumerate(bars):
+                    counts[row, column] += (scores_AT > bar_AT).sum(0)
+        return counts.double() / len(self.targets.users_AK)
 
     def certified_hits(self, budget: Budget) -> torch.Tensor:
         """Upper bound on `hits` at k after ANY perturbation in the budget, [T]: the share of anchors whose bar the
@@ -131,29 +139,32 @@ class Scene:
         )
         counts_T = torch.zeros(len(targets), dtype=torch.int64)
         lengths_v_T, lengths_t_T = (row.double().norm(dim=1) for row in (targets.v_Td, targets.t_Td))
-        for start in range(0, len(content_Ad), _USERS_AT_ONCE):
-            chunk = slice(start, start + _USERS_AT_ONCE)
-            scores_AT = targets.users_AK[chunk].double() @ self.clean_TK.double().T
+        for chunk in self._chunks():
             bonus_AT = reach_v_A[chunk, None] * lengths_v_T + reach_t_A[chunk, None] * lengths_t_T
             # float32(s) > bar implies s > bar, so the bound needs no rounding of the scores.
-            counts_T += (scores_AT + bonus_AT * (1 + ROUNDING) > self._bar_AT[chunk]).sum(0)
+            most_AT = self._scores(chunk, self.clean_TK) + bonus_AT * (1 + ROUNDING)
+            counts_T += (most_AT > self._bar_AT[chunk]).sum(0)
         return counts_T.double() / len(content_Ad)
+
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, len(self.targets.users_AK), _USERS_AT_ONCE):
+            yield slice(start, start + _USERS_AT_ONCE)
+
+    def _scores(self, chunk: slice, items_TK: torch.Tensor) -> torch.Tensor:
+        return self.targets.users_AK[chunk].double() @ items_TK.double().T
 
     @cached_property
     def _bar_AT(self) -> torch.Tensor:
-        return self._bars_AT(self.k)
+        return torch.cat([self._bars_of(chunk, self.k) for chunk in self._chunks()])
 
-    def _bars_AT(self, k: int) -> torch.Tensor:
-        best_A, next_A = self.bars.at(k)
-        bar_AT = torch.empty(len(best_A), len(self.clean_TK))
-        for start in range(0, len(best_A), _USERS_AT_ONCE):
-            chunk = slice(start, start + _USERS_AT_ONCE)
-            scores_AT = (self.targets.users_AK[chunk].double() @ self.clean_TK.double().T).float()
-            bar_AT[chunk] = torch.where(scores_AT >= best_A[chunk, None], next_A[chunk, None], best_A[chunk, None])
-        return bar_AT
+    def _bars_of(self, chunk: slice, k: int) -> torch.Tensor:
+        """What a target has to pass for each of these anchors, [a, T]."""
+        best_A, next_A = self.bars.at(k, chunk)
+        is_best_AT = self._scores(chunk, self.clean_TK).float() >= best_A[:, None]
+        return torch.where(is_best_AT, next_A[:, None], best_A[:, None])
 
     def mean_ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
-        """Mean rank of each target among all items, from 1, over the first 256 anchors; [len(moved), T] for so many
+        """Mean rank of each target among all items, from 1, over 256 of the anchors; [len(moved), T] for so many
         embeddings [T, K]. The catalog streams by in tiles, each sorted for itself."""
         users_RK = self.targets.users_AK[:_RANKED_ANCHORS].double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()

@@ -106,7 +106,9 @@ class TrainedModel:
         users_UK: torch.Tensor,
         identity_Nd: torch.Tensor,
         dense: ContentModel | None,
+        path: Path | None = None,
     ) -> None:
+        self.path = path
         self.config, self.users_UK, self.identity_Nd, self.dense = config, users_UK, identity_Nd, dense
         if dense is not None:
             dense.requires_grad_(False)
@@ -122,7 +124,7 @@ class TrainedModel:
             dense = build_content_model(file.config, catalog)
             dense.load_state_dict(weights)
         users_UK, identity_Nd = file.rows("user", 0, catalog.num_users), file.rows("item", 0, catalog.num_items)
-        return cls(file.config, catalog, users_UK, identity_Nd, dense)
+        return cls(file.config, catalog, users_UK, identity_Nd, dense, run)
 
     @classmethod
     def initial(cls, config: Config, catalog: Catalog) -> "TrainedModel":

@@ -11,18 +11,19 @@ from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.evaluation.report.sources import RunFiles
 
 _COLOURS = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#ee8866",
-    "#44bb99",
-    "#9988cc",
-    "#999933",
+    "#4a86c8",
+    "#d9534f",
+    "#3a9150",
+    "#a3811f",
+    "#2b93a8",
+    "#b65aa5",
+    "#c9682c",
+    "#5f8f2f",
+    "#8673c9",
+    "#8a7a66",
 )
-"""Distinguishable for colour-blind readers, readable on light and on dark ground (after Paul Tol)."""
+"""Each has a contrast of at least 3 to 1 with the light and with the dark ground of the figures."""
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")
 _LOSSES = ("loss", "bpr", "bpr_adversarial", "bpr_certified", "regularisation", "alignment")
 
 
@@ -38,8 +39,13 @@ class Figure:
 
     def csv(self) -> str:
         text = io.StringIO()
-        csv.writer(text).writerows([self.columns, *self.rows])
+        csv.writer(text).writerows([self.columns, *([_harmless(cell) for cell in row] for row in self.rows)])
         return text.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """Titles come from sellers; a spreadsheet must not take one for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def training_curves(runs: Sequence[RunFiles]) -> Figure:
@@ -83,9 +89,10 @@ def validation_curves(runs: Sequence[RunFiles]) -> Figure:
 
 
 def clean_metrics(runs: Sequence[RunFiles]) -> Figure:
-    names = [name for name in runs[0].evaluation or {} if name != "split"]
+    measured = next((run.evaluation for run in runs if run.evaluation), {})
+    names = [name for name in measured if name != "split"]
     return Figure(
-        "Accuracy on the held-out split",
+        "Accuracy",
         "Full ranking over all items, training items masked; nothing is attacked.",
         ("run", "split", *names),
         [
@@ -122,12 +129,14 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
                     round(result[f"certified_hit@{k}"], 6),
                 )
             )
+    for trace in traces:  # a logarithmic axis has no zero
+        trace["y"] = [value or None for value in trace["y"]]
     certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
     traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
     return Figure(
         f"{run.name}: Hit@{k} of {stratum} targets",
         f"Share of anchor users who get the target into their {k} best, by the size of the perturbation; mean over "
-        "targets. Between the strongest attack and the certificate lies what is not known.",
+        "targets. Between the strongest attack and the certificate lies what is not known. Zero is not drawn.",
         (
             "attack",
             "epsilon",
@@ -149,7 +158,9 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
 
 def trade_off(runs: Sequence[RunFiles]) -> Figure:
     """Accuracy against attackability at the largest epsilon that all runs have."""
-    shown = [run for run in runs if run.evaluation and run.attack]
+    measured = [run for run in runs if run.protocol is not None]
+    shown = [run for run in measured if run.protocol == measured[0].protocol]
+    others = [run.name for run in measured if run not in shown]
     # Neighbours have their labels on different sides.
     by_recall = sorted(shown, key=lambda run: run.evaluation["recall@20"] if run.evaluation else 0.0)
     common = set.intersection(*(set(run.attack["epsilons"]) for run in shown if run.attack)) if shown else set()
@@ -179,7 +190,8 @@ def trade_off(runs: Sequence[RunFiles]) -> Figure:
         )
     return Figure(
         "Accuracy and attackability",
-        "Right is more accurate, down is harder to attack. Strongest attack, random targets, largest epsilon.",
+        "Right is more accurate, down is harder to attack. Strongest attack, random targets, largest epsilon."
+        + (f" Left out, as measured under another protocol: {', '.join(others)}." if others else ""),
         ("run", "epsilon", "recall@20", "strongest_attack", "certificate"),
         rows,
         traces,
@@ -213,6 +225,27 @@ def mismatch_histogram(run: RunFiles, title: str, caption: str, *path: str) -> F
         )
     layout = {"barmode": "overlay", "xaxis": {"title": {"text": path[-1]}}, "yaxis": {"title": {"text": "items"}}}
     return Figure(f"{run.name}: {title}", caption, ("stage", path[-1], "items"), rows, traces, layout)
+
+
+def mismatch_strength(run: RunFiles) -> Figure:
+    """How much one step of the adversary raises the loss, coordinated and not."""
+    assert run.mismatch is not None
+    rows = [
+        (
+            stage,
+            entry["epsilon"],
+            *(float(f"{entry[name]:.4g}") for name in ("clean_loss", "rise_separate", "rise_coordinated")),
+        )
+        for stage in ("before", "after")
+        for entry in run.mismatch[stage]["strength"]
+    ]
+    return Figure(
+        f"{run.name}: what coordination does to the adversary's step",
+        f"Rise of the loss when all items are perturbed by one step: each modality for itself, and coordinated "
+        f"(lambda = {run.mismatch['adv_align_weight']:g}). Before is {run.mismatch['before_is']}.",
+        ("stage", "epsilon", "clean loss", "rise, separate", "rise, coordinated"),
+        rows,
+    )
 
 
 def most_promotable(run: RunFiles) -> Figure:
@@ -254,4 +287,5 @@ def _line(name: str, points: Sequence[tuple[float, float]], index: int, dash: st
         "x": [x for x, _ in points],
         "y": [y for _, y in points],
         "line": {"dash": dash, "color": _COLOURS[index % len(_COLOURS)]},
+        "marker": {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 8},
     }

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.report import figures
@@ -77,6 +79,7 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
                         "contributors",
                         "overlap",
                     ),
+                    figures.mismatch_strength(run),
                 )
             ],
         ),
@@ -90,5 +93,19 @@ def _json_in_script(value: object) -> str:
     """JSON that cannot end the script element it stands in."""
     from markupsafe import Markup
 
-    text = json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = (
+        json.dumps(_finite(value), allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
     return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and Inf, which JSON does not know, become null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

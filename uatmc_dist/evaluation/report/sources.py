@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uatmc_dist.config import read_yaml
 from uatmc_dist.errors import UserError
 from uatmc_dist.runs import opened_run
 
@@ -22,10 +23,19 @@ class RunFiles:
     attack: Json
     certificate: Json
     mismatch: Json
+    has_content: bool
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.resolve().name
+
+    @property
+    def protocol(self) -> tuple[Any, ...] | None:
+        """What makes the figures of two runs comparable; None for a run that was not measured."""
+        if self.attack is None or self.evaluation is None:
+            return None
+        threat = self.attack["threat_model"]
+        return self.attack["k"], threat["norm"], threat["budget"], self.evaluation["split"]
 
     @classmethod
     def read(cls, path: Path) -> "RunFiles":
@@ -43,9 +53,12 @@ class RunFiles:
                     metrics.append(json.loads(line))
                 except ValueError:
                     raise UserError(f"{folder.metrics}: line {number} is not JSON; finish the training run") from None
-        return cls(path, metrics, **files)
+        has_content = read_yaml(path / "config.yaml").get("model", {}).get("content", True)
+        return cls(path, metrics, **files, has_content=has_content)
 
     def missing(self) -> list[str]:
         """Commands that would fill the page's gaps."""
-        verbs = {"evaluation": "evaluate", "attack": "attack", "certificate": "certify", "mismatch": "mismatch"}
+        verbs = {"evaluation": "evaluate"}
+        if self.has_content:
+            verbs |= {"attack": "attack", "certificate": "certify", "mismatch": "mismatch"}
         return [f"uatmc {verb} {self.path}" for name, verb in verbs.items() if getattr(self, name) is None]
