@@ -122,15 +122,13 @@ class Results:
         done = {result["attack"] for report in reports for result in report["results"]}
         self.attacks = [name for name in (*ATTACKS, STRONGEST) if name in done]
 
-    def cell(self, variant: str, name: str, digits: int = 4) -> str:
-        values = [found[name] for found in self._found[variant] if name in found]
-        if not values:
-            return ""
-        mean = f"{np.mean(values):.{digits}f}"
-        if len(values) == 1:
-            return mean
-        half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
-        return f"{mean} ± {half:.{digits}f}"
+    def cell(self, variant: str, name: str) -> str:
+        return _with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
+
+    def difference(self, variant: str, other: str, name: str) -> str:
+        """Seed by seed: what two variants share by their seed cancels."""
+        pairs = zip(self._found[variant], self._found[other], strict=True)
+        return _with_interval([a[name] - b[name] for a, b in pairs if name in a and name in b], "+.4f")
 
     def table(self, head: list[str], cells: Callable[[str], list[str]], variants: list[str] | None = None) -> str:
         lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -157,7 +155,15 @@ class Results:
             ),
         ]
         if len(self.plan.seeds) > 1:
+            shown = {"Recall@20": "recall@20", "NDCG@20": "ndcg@20", "strongest": f"random {largest:g} {STRONGEST}"}
+            shown[f"certified linf paper, ε = {self.epsilons[1]:g}"] = f"certified linf paper {self.epsilons[1]:g}"
             parts += [
+                f"Differences to `uat`, seed by seed (`strongest` at ε = {largest:g}):",
+                self.table(
+                    ["defence", *shown],
+                    lambda v: [self.difference(v, "uat", name) for name in shown.values()],
+                    [v for v in content if v != "uat"],
+                ),
                 f"Cold and popular targets after the strongest attack, ε = {largest:g}:",
                 self.table(
                     ["defence", "cold", "popular"],
@@ -200,6 +206,17 @@ class Results:
                 for seed, found in zip(self.plan.seeds, self._found[variant], strict=True):
                     writer.writerows([variant, seed, name, f"{found[name]:.6g}"] for name in names if name in found)
         return path
+
+
+def _with_interval(values: list[float], form: str) -> str:
+    """Mean, and the half-width of its 95 % interval where there are several values."""
+    if not values:
+        return ""
+    mean = f"{np.mean(values):{form}}"
+    if len(values) == 1:
+        return mean
+    half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{mean} ± {half:{form.removeprefix('+')}}"
 
 
 def replace_block(document: Path, name: str, text: str) -> None:
