@@ -147,11 +147,11 @@ class Results:
                     str(int(sum(found["checks failed"] for found in self._found[v]))) if v in content else "",
                 ],
             ),
-            f"Hit@50 of random targets after each attack, ε = {largest:g}:",
+            f"Hit@50 of random targets after each attack, ε = {largest:g}; `bound` is the certificate for the same targets:",
             self.table(
                 ["attack", *content],
                 lambda name: [self.cell(v, f"random {largest:g} {name}").split(" ")[0] for v in content],
-                self.attacks,
+                [*self.attacks, "bound"],
             ),
         ]
         if len(self.plan.seeds) > 1:
@@ -177,7 +177,7 @@ class Results:
                         self.cell(row.split(", ")[0], f"random {epsilon:g} {row.split(', ')[1]}").split(" ")[0]
                         for epsilon in self.epsilons
                     ],
-                    [f"{v}, {name}" for v in content for name in self.attacks],
+                    [f"{v}, {name}" for v in content for name in (*self.attacks, "bound")],
                 ),
             ]
         if self.plan.certify:
