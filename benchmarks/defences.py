@@ -147,7 +147,7 @@ class Results:
                     str(int(sum(found["checks failed"] for found in self._found[v]))) if v in content else "",
                 ],
             ),
-            f"Hit@50 of random targets after each attack, ε = {largest:g}; `bound` is the certificate for the same targets:",
+            f"Hit@50 of random targets after each attack, ε = {largest:g} (`bound`: certificate of the same targets):",
             self.table(
                 ["attack", *content],
                 lambda name: [self.cell(v, f"random {largest:g} {name}").split(" ")[0] for v in content],
