@@ -30,7 +30,7 @@ def at_once(scene: Scene, epsilons: list[float]) -> torch.Tensor:
     for epsilon in epsilons:
         budget = Budget(epsilon, "linf")
         deltas = best_of(scene.targets, PGD(10)(scene.targets, budget, generator(0)))
-        hits.append(scene.hits(scene.moved(deltas, budget), scene.k))
+        hits.append(scene.hits(scene.moved(deltas, budget)))
     return torch.stack(hits)
 
 
@@ -38,12 +38,12 @@ def one_by_one(model: TrainedModel, scene: Scene, item: int, epsilons: list[floa
     """The same for one target, scoring the whole catalog at every step, [radii]."""
     targets, items_NK, hits = scene.targets, scene.bars.items_NK, []
     users_AK, dim = targets.users_AK, targets.v_Td.shape[1]
+    bar_A = (users_AK @ items_NK.T).topk(scene.k, dim=1).values[:, -1]
     for epsilon in epsilons:
         deltas = torch.zeros(2, dim)
         for _ in range(10):
             leaf = deltas.clone().requires_grad_()
             scores_AN = users_AK @ _replaced(model, items_NK, item, leaf).T
-            bar_A = (users_AK @ items_NK.T).topk(scene.k, dim=1).values[:, -1]
             loss = torch.relu(scores_AN[:, item] - bar_A + PGD.loss.margin).mean()
             (gradient,) = torch.autograd.grad(loss, leaf)
             deltas = (deltas + 1.25 * epsilon / 10 * gradient.sign()).clamp(-epsilon, epsilon)
