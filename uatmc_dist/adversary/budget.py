@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from uatmc_dist.data.catalog import MODALITIES
+
 Norm = Literal["l2", "linf"]
 Definition = Literal["training", "paper"]
 Deltas = tuple[torch.Tensor, torch.Tensor]
@@ -56,6 +58,15 @@ class Budget:
             length = gradient_nd.norm(dim=1, keepdim=True)
             direction_nd = gradient_nd / length.masked_fill(length == 0, float("inf"))
         return self.project(delta_nd + step * self.radius(rows_nd) * direction_nd, rows_nd)
+
+
+def keep_modalities(deltas: Deltas, modalities: tuple[str, ...]) -> Deltas:
+    """Zero in the modalities that may not be perturbed."""
+    visual, text = (
+        delta if modality in modalities else torch.zeros_like(delta)
+        for modality, delta in zip(MODALITIES, deltas, strict=True)
+    )
+    return visual, text
 
 
 def worst_case_bonus(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.adversary.budget import Budget, Deltas, keep_modalities
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.objectives import Objective
@@ -39,14 +39,6 @@ class AscentRule:
     def step(self) -> float:
         """Length of one step, in radii: a single step reaches the surface, several overlap by a quarter."""
         return min(1.0, 1.25 / self.num_steps)
-
-    def restrict(self, deltas: Deltas) -> Deltas:
-        """Zero where the adversary may not perturb."""
-        visual, text = (
-            delta if modality in self.modalities else torch.zeros_like(delta)
-            for modality, delta in zip(MODALITIES, deltas, strict=True)
-        )
-        return visual, text
 
 
 @dataclass(frozen=True)
@@ -101,7 +93,7 @@ def closed_form(
                 budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, rule.step),
                 budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, rule.step),
             )
-        deltas = rule.restrict(deltas)
+        deltas = keep_modalities(deltas, rule.modalities)
     assert deltas is not None
     return deltas
 
@@ -130,12 +122,11 @@ def general_form(
         if coordinated:
             alignment = _sum_of_cosines(*gradients) / rule.num_items
             gradients = torch.autograd.grad(objective + rule.adv_align_weight * alignment, leaves)
-        deltas = rule.restrict(
-            (
-                rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, rule.step),
-                rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, rule.step),
-            )
+        deltas = (
+            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, rule.step),
+            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, rule.step),
         )
+        deltas = keep_modalities(deltas, rule.modalities)
     return deltas
 
 

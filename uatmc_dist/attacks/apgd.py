@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.adversary.budget import Budget, Deltas, keep_modalities
 from uatmc_dist.attacks.base import Knowledge, Targets, pick
 from uatmc_dist.attacks.exact_group import best_mean_direction
 from uatmc_dist.attacks.losses import LogHinge, Loss, SoftRank
@@ -32,19 +32,13 @@ class APGD:
         reach = targets.typical_reach(budget)
         starts = [targets.zeros(), best_mean_direction(targets, budget)][: self.restarts]
         starts += [targets.random_deltas(budget, generator) for _ in range(self.restarts - len(starts))]
-        start = self._restrict((torch.cat([v for v, _ in starts]), torch.cat([t for _, t in starts])))
+        start = torch.cat([v for v, _ in starts]), torch.cat([t for _, t in starts])
+        start = keep_modalities(start, self.modalities)
         losses: tuple[Loss, ...] = (SoftRank(SOFTNESS * reach), LogHinge(SOFTNESS * reach))
         found = [self._climb(targets.repeated(self.restarts), budget, loss, start) for loss in losses]
         for index in range(self.restarts):
             rows = slice(index * len(targets), (index + 1) * len(targets))
             yield from ((visual[rows], text[rows]) for visual, text in found)
-
-    def _restrict(self, deltas: Deltas) -> Deltas:
-        visual, text = (
-            delta if modality in self.modalities else torch.zeros_like(delta)
-            for modality, delta in zip(MODALITIES, deltas, strict=True)
-        )
-        return visual, text
 
     def _climb(self, targets: Targets, budget: Budget, loss: Loss, start: Deltas) -> Deltas:
         """The point with the most hits on the way. All targets at once, each with a step length of its own."""
@@ -59,7 +53,7 @@ class APGD:
         pull_Td, value_T = seen.pull_Td, seen.value_T
         checkpoints, last = _checkpoints(self.steps), 0
         for index in range(self.steps):
-            ahead = self._restrict(targets.ascend(now, pull_Td, budget, step_T1))
+            ahead = keep_modalities(targets.ascend(now, pull_Td, budget, step_T1), self.modalities)
             share = _MOMENTUM if index else 1.0
             now, previous = (
                 targets.project(

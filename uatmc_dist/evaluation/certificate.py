@@ -17,6 +17,7 @@ from uatmc_dist.adversary.budget import Budget, Definition, Norm, worst_case_bon
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.scenes import ROUNDING, Bars
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_kernels import count_above
@@ -141,9 +142,8 @@ def _strongest(
     threat = attack["threat_model"]
     if (threat["norm"], threat.get("budget")) != (norm, definition):
         return None
-    for result in attack["results"]:
-        if (result["attack"], result["stratum"], result["epsilon"]) == ("strongest", "random", epsilon):
-            return {
-                name: result[name] for name in (f"hit@{k}_before", f"hit@{k}_after", f"certified_hit@{k}", "targets")
-            }
-    return None
+    try:
+        result = find_result(attack["results"], STRONGEST, epsilon)
+    except KeyError:
+        return None
+    return {name: result[name] for name in (f"hit@{k}_before", f"hit@{k}_after", f"certified_hit@{k}", "targets")}

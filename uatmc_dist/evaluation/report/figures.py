@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from uatmc_dist.evaluation.promotion import STRONGEST
+from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.report.sources import RunFiles
 
 _COLOURS = (
@@ -168,11 +168,7 @@ def trade_off(runs: Sequence[RunFiles]) -> Figure:
     for index, run in enumerate(shown if common else []):
         assert run.attack is not None and run.evaluation is not None
         k, epsilon = run.attack["k"], max(common)
-        result = next(
-            r
-            for r in run.attack["results"]
-            if (r["attack"], r["stratum"], r["epsilon"]) == (STRONGEST, "random", epsilon)
-        )
+        result = find_result(run.attack["results"], STRONGEST, epsilon)
         row = (run.name, epsilon, run.evaluation["recall@20"], result[f"hit@{k}_after"], result[f"certified_hit@{k}"])
         rows.append(row)
         traces.append(
