@@ -1,18 +1,15 @@
 """`uatmc`: thin calls into the rooms, and the tables that a person reads."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from uatmc_dist.errors import UserError
-from uatmc_dist.progress import PlainProgress
+from uatmc_dist.progress import shown
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(help="Make and look at catalogs.", no_args_is_help=True)
@@ -58,7 +55,7 @@ def synthesize(
     """Makes a planted-taste catalog: clusters drive photos, texts and behaviour."""
     from uatmc_dist.data import synthetic
 
-    with _progress("feature rows") as progress:
+    with shown("rows") as progress:
         synthetic.synthesize(
             out,
             users=users,
@@ -118,25 +115,33 @@ def evaluate(
     run: RunPath,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    lists: Annotated[Path | None, typer.Option(help="Write every user's 50 best items there, too (Parquet).")] = None,
 ) -> None:
     """Full ranking of a trained model, training items masked; writes evaluation.json."""
     from uatmc_dist.config import METRIC_KS
     from uatmc_dist.data.batches import KnownPositives
-    from uatmc_dist.evaluation.ranking import rank_split
+    from uatmc_dist.evaluation.ranking import RankedUsers, rank_split, write_lists
     from uatmc_dist.parallel.item_parallel import ItemBlock
 
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
     folder, config, catalog, model = _opened(run, overrides)
-    metrics = rank_split(
-        lambda users_B: model.users_UK[users_B],
-        model.items(),
-        ItemBlock(catalog.num_items, 0, 1),
-        KnownPositives.of_training(catalog),
-        catalog.split(split),
-        catalog.num_users,
-        config.evaluation.users_per_batch,
-    )
+    ranked: list[RankedUsers] = []
+    with shown("users") as progress:
+        metrics = rank_split(
+            lambda users_B: model.users_UK[users_B],
+            model.items(),
+            ItemBlock(catalog.num_items, 0, 1),
+            KnownPositives.of_training(catalog),
+            catalog.split(split),
+            catalog.num_users,
+            config.evaluation.users_per_batch,
+            progress,
+            None if lists is None else ranked.append,
+        )
+    if lists is not None:
+        write_lists(lists, ranked)
+        _tell_written(lists)
     path = folder.write_json("evaluation.json", {"split": split, **metrics})
     table = Table("metric", *(f"@{k}" for k in METRIC_KS), title=f"{run}: {split} split, training items masked")
     for name in ("recall", "ndcg", "precision", "map"):
@@ -158,7 +163,7 @@ def attack(
     surrogate = None
     if "transfer" in config.attack.attacks:
         surrogate = _surrogate(config, catalog)
-    with _progress("scenes") as progress:
+    with shown("scenes") as progress:
         report = attack_model(model, catalog, config.attack, surrogate, progress)
     path = folder.write_json("attack.json", report)
     _print_attacks(run, report)
@@ -226,7 +231,7 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.evaluation.certificate import certify as certified
 
     folder, config, catalog, model = _opened(run, overrides)
-    with _progress("sweeps") as progress:
+    with shown("sweeps") as progress:
         found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
     pq.write_table(pa.table(found.columns), run / "certificate.parquet")
     path = folder.write_json("certificate.json", found.report)
@@ -258,7 +263,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.evaluation.mismatch import measure_mismatch
 
     folder, config, catalog, model = _opened(run, overrides)
-    with _progress("models") as progress:
+    with shown("models") as progress:
         report = measure_mismatch(config, catalog, model, progress)
     path = folder.write_json("mismatch.json", report)
     table = Table(title=f"{run}: gradients of the two modalities; before is {report['before_is']}")
@@ -284,6 +289,19 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         table.add_row(label, *(show(stage) for stage in stages))
     console.print(table)
     _tell_written(path)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; export/ of the run.")] = None,
+) -> None:
+    """The model for other programs: embeddings.safetensors, and items.parquet for any vector index."""
+    from uatmc_dist.models.export import export_model
+
+    _, _, catalog, model = _opened(run, None)
+    for path in export_model(model, catalog, out or run / "export"):
+        _tell_written(path)
 
 
 @app.command()
@@ -389,7 +407,9 @@ def _opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]
     folder = opened_run(run)
     config = load_config(run / "config.yaml", overrides or ())
     catalog = Catalog(config.catalog)
-    return folder, config, catalog, TrainedModel.load(run, catalog)
+    with shown("projected items") as progress:
+        model = TrainedModel.load(run, catalog, progress)
+    return folder, config, catalog, model
 
 
 def _tell_catalog(path: Path) -> None:
@@ -406,18 +426,6 @@ def _tell_catalog(path: Path) -> None:
 
 def _tell_written(path: Path) -> None:
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a plain line now and then elsewhere, both with ETA; gives the callback (done, total)."""
-    if not console.is_terminal:
-        line = PlainProgress(unit)
-        yield lambda done, total: line.tell(done, total)
-        return
-    with Progress(console=console) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

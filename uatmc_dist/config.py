@@ -77,6 +77,9 @@ class TrainingConfig(Section):
     """Steps over which the learning rates rise linearly from zero at the start of a phase."""
     reg_weight: Weight = 1.0
     """Weight of the embedding norms of the batch: (|users| + |items|, Frobenius) / batch size."""
+    score_precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of user and item embeddings in the score passes. Sums are kept in float32, and so are the weights
+    that train (bf16 concerns full_catalog alone)."""
     exclude_known_positives: bool = False
     """full_catalog: leave a user's other training items out of the negatives."""
 
@@ -117,6 +120,8 @@ class AdversarialConfig(Section):
     """Weight of the loss on perturbed items; certified, which has one loss alone, does not use it."""
     adv_align_weight: Weight = 4.0
     """Lambda: weight of the cosine between the modalities' gradients (uat_mc)."""
+    projected_precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which the projected features are kept, in memory and in the catalog's cache."""
     patience: Positive | None = None
     """As in the clean phase. The accuracy of a robust model is not best where it is most robust, hence null."""
 
@@ -201,9 +206,18 @@ class CheckpointConfig(Section):
     """Resumable checkpoints, loadable at any world size."""
 
     every_steps: Positive = 500
-    """Steps between two checkpoints; the end of a phase, Ctrl-C and SIGTERM save one too."""
+    """Steps between two checkpoints; the end of a phase, Ctrl-C and SIGTERM save one too. Training goes on while one
+    is written."""
     keep: Positive = 2
     """Newest checkpoints kept; the best one of early stopping is kept besides."""
+
+
+class DistributedConfig(Section):
+    """How the ranks of a run live together."""
+
+    timeout_s: Positive = 600
+    """Longest wait for the other ranks; a rank that waits longer gives up, and torchrun starts all of them again where
+    --max-restarts allows."""
 
 
 class LoggingConfig(Section):
@@ -244,6 +258,8 @@ class Config(Section):
     """Promotion attacks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Ranks."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
 

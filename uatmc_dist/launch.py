@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -11,6 +13,12 @@ import typer
 
 from uatmc_dist.config import Config, iterate_options, load_config
 from uatmc_dist.errors import UserError
+
+EXIT_REQUEUE = 75
+"""After SIGTERM, when a checkpoint was saved: EX_TEMPFAIL of sysexits.h, try again later. What SLURM's RequeueExit and
+launch/slurm look for."""
+EXIT_LOST_RANK = 1
+"""Another rank is gone: torchrun starts all of them again."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,20 +49,28 @@ def train(
 def _train(config: Config, overwrite: bool) -> NoReturn:
     # What torch says to the authors of TorchRec, not to our users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds.
     from uatmc_dist.parallel import process_group
     from uatmc_dist.trainer import Interrupted, Trainer
 
-    world = process_group.join()
+    world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
     try:
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
         Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
     except Interrupted as interrupted:
-        process_group.leave(interrupted.exit_code)
+        terminated = interrupted.signum == signal.SIGTERM
+        process_group.leave(EXIT_REQUEUE if terminated else 128 + interrupted.signum)
     except UserError as error:
         _tell(error)
         process_group.leave(2)
+    except RuntimeError as error:
+        if not process_group.is_loss_of_a_rank(error):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        print(f"error: rank {world.rank}: lost the other ranks ({reason}); the same command goes on", file=sys.stderr)
+        process_group.leave(EXIT_LOST_RANK)
     if world.is_first:
         print(f"done: {config.run_dir}\nnext: uatmc evaluate {config.run_dir}    uatmc attack {config.run_dir}")
     process_group.leave()

@@ -1,5 +1,6 @@
 """What rank 0 tells while training: metrics.jsonl, TensorBoard, and a progress line with pairs/s and ETA."""
 
+import contextlib
 import json
 import resource
 from pathlib import Path
@@ -32,8 +33,9 @@ class MetricsLog:
                 self._board.add_scalar(f"{line['phase']}/{name}", value, line["step"])
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # of a full disk, which a write has reported by now
+            self._file.close()
+            self._board.close()
 
 
 def _step(line: str) -> float:

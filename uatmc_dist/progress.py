@@ -1,7 +1,12 @@
-"""Progress of long work where there is no terminal for a bar."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, both with the time that is left."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import Progress
 
 _EVERY_SECONDS = 10.0
 
@@ -21,3 +26,18 @@ class PlainProgress:
         self._told = now
         left = (now - self._started) / max(done - self._first, 1) * (total - done)
         print(f"{self._unit} {done}/{total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True)
+
+
+@contextmanager
+def shown(unit: str, by_this_rank: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Gives the callback (done, total) that shows the progress, where this rank is the one to show it."""
+    console = Console()
+    if not by_this_rank:
+        yield lambda done, total: None
+    elif not console.is_terminal:
+        line = PlainProgress(unit)
+        yield lambda done, total: line.tell(done, total)
+    else:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(unit, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

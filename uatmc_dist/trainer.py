@@ -9,8 +9,9 @@ of every loss term; the sum over ranks is the loss.
 import signal
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -28,9 +29,11 @@ from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_norms
 from uatmc_dist.models.trained import ModelFile, save_model
 from uatmc_dist.models.vbpr import VBPR, PhaseName
-from uatmc_dist.parallel.checkpoint import Checkpoints
+from uatmc_dist.parallel.checkpoint import Checkpoints, DamagedCheckpoint
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
 from uatmc_dist.parallel.process_group import World, any_rank
+from uatmc_dist.parallel.traffic import TRAFFIC
+from uatmc_dist.progress import shown
 from uatmc_dist.schedule import learning_rate_factor
 
 
@@ -39,7 +42,11 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
-        self.exit_code = 128 + signum
+        self.signum = signum
+
+
+_CANNOT_LOG = 1 << 16
+"""Among the stop signals of the ranks: the first rank cannot write its logs."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Position:
     """Epoch of the phase, from 0."""
     batch: int = 0
     """Next batch of the epoch."""
+    evaluation_due: bool = False
+    """Whether the evaluation at the end of the last epoch has yet to be done."""
     best_metric: float | None = None
     best_step: int | None = None
     bad_evaluations: int = 0
@@ -80,24 +89,23 @@ class Trainer:
             environment = runs.environment(str(world.device), world.size, config.seed)
             self.run.prepare(config, environment, overwrite)
         any_rank(0)
-        self.checkpoints = Checkpoints(self.run.checkpoints, config.checkpoint.keep)
+        timeout = timedelta(seconds=config.distributed.timeout_s)
+        self.checkpoints = Checkpoints(self.run.checkpoints, config.checkpoint.keep, timeout)
         self.block = ItemBlock(self.catalog.num_items, world.rank, world.size)
         self.known = KnownPositives.of_training(self.catalog)
         self._stop_signal = 0
-        self._saved_step: int | None = None
+        self._saved: Position | None = None
         self._log: MetricsLog | None = None
+        self._log_problem: str | None = None
         self.progress: TrainingProgress | None = None
 
     def fit(self) -> None:
         """Trains what is left of the run, then writes model/. Raises Interrupted, or UserError for a loss that
-        is not finite, each after saving a checkpoint."""
+        is not finite, each after saving a checkpoint; UserError, too, where nothing can be written."""
         self._watch_signals()
-        latest = self.checkpoints.latest()
-        if latest is None:
+        if not self._resumed():
             first: PhaseName = "clean" if self._start_from is None else "adversarial"
             self.begin(Position(first))
-        else:
-            self._resume(latest)
         try:
             self._run_phase()
             if self.position.phase == "clean" and self.config.adversarial.epochs:
@@ -106,6 +114,8 @@ class Trainer:
         finally:
             if self._log is not None:
                 self._log.close()
+        if failure := self.checkpoints.settle():
+            self._say(f"warning: {failure}")
         tables = {table.name: table.local_weight for table in self.model.tables}
         save_model(self.run.model, self.config, tables, self.model.dense_weights())
 
@@ -116,13 +126,14 @@ class Trainer:
         mine = batch_slice(len(batch))
         rows = self.objective.rows(batch)
         users_mK = self.model.users.lookup(batch.users_B[mine])
-        users_BK = gather_users(users_mK, len(batch))
+        gathered = gather_users(users_mK, len(batch))
         identity_nd = self.model.items.lookup(rows.ids_n)
         items_nK, terms = identity_nd, {}
         if self.model.has_content:
             v_nd, t_nd = self.model.modalities(rows.ids_n)
             content_nd = self.model.dense.fuse(v_nd, t_nd)
             items_nK = torch.cat([identity_nd, content_nd], dim=1)
+        users_BK = gathered.wait()
         handicap_B = None
         if self.is_certified:
             handicap_B = certified_bonus(self.config.adversarial, users_BK, self.model.dense)
@@ -192,7 +203,24 @@ class Trainer:
             table.local_weight.copy_(trained.local_weight)
         self._save()
 
-    def _resume(self, checkpoint: Any) -> None:
+    def _resumed(self) -> bool:
+        """Goes on from the newest checkpoint that is whole, where there is any at all."""
+        damaged: list[str] = []
+        for checkpoint in self.checkpoints.newest_first():
+            try:
+                self._resume(checkpoint)
+                return True
+            except DamagedCheckpoint as error:
+                damaged.append(str(error))
+                self._say(f"warning: {error}; trying the checkpoint before it")
+        if damaged:
+            raise UserError(
+                f"{self.run.checkpoints}: no checkpoint is whole ({damaged[0]}); copy one back, or start anew with "
+                "--overwrite"
+            )
+        return False
+
+    def _resume(self, checkpoint: Path) -> None:
         position = Position(**self.checkpoints.position(checkpoint))
         dense_weights = None
         if self.config.model.content:
@@ -200,17 +228,20 @@ class Trainer:
             dense_weights = self.checkpoints.load_dense_weights(checkpoint, like)
         self._build(position, dense_weights)
         self.checkpoints.load(self.model, checkpoint)
+        self._saved = position
         self._say(f"going on from {checkpoint}: {position.phase} phase, epoch {position.epoch}, batch {position.batch}")
 
     def _build(self, position: Position, dense_weights: dict[str, torch.Tensor] | None) -> None:
         """Model, objective, adversary and sampler of the phase that `position` is in."""
         self.position = position
         adversarial = self.config.adversarial
-        self.model = VBPR(self.catalog, self.config, self.world, position.phase, dense_weights)
+        with shown("projected items", self.world.is_first) as progress:
+            self.model = VBPR(self.catalog, self.config, self.world, position.phase, dense_weights, progress)
         self.objective: Objective
         if self.phase.objective == "full_catalog":
-            exclude = self.config.training.exclude_known_positives
-            self.objective = FullCatalog(self.block, self.known, exclude)
+            training = self.config.training
+            rounded = torch.bfloat16 if training.score_precision == "bf16" else None
+            self.objective = FullCatalog(self.block, self.known, training.exclude_known_positives, rounded)
         else:
             self.objective = Sampled(self.block)
         in_adversarial = position.phase == "adversarial"
@@ -228,27 +259,34 @@ class Trainer:
         total = self.phase.epochs * self.sampler.batches_per_epoch
         done = self.position.step - self.position.phase_start
         self.progress = TrainingProgress(self.position.phase, total, done) if self.world.is_first else None
-        self._since, self._since_step = time.monotonic(), self.position.step
+        self._start_clock()
         try:
+            if self.position.evaluation_due:
+                self._evaluate()
             while self.position.epoch < self.phase.epochs and not self._out_of_patience():
+                self._checkpoint_and_stop()
                 self._set_learning_rates(self.position.step - self.position.phase_start, total)
                 batch = self.sampler.batch(self.position.epoch, self.position.batch)
                 terms = self.train_step(batch)
                 self._advance()
                 self._report(terms)
-                if self.position.batch == 0 and self.position.epoch % self.config.evaluation.every_epochs == 0:
+                if self.position.evaluation_due:
                     self._evaluate()
-                self._checkpoint_and_stop()
+            self._checkpoint_and_stop()
         finally:
             if self.progress is not None:
                 self.progress.close()
         if self.phase.patience is not None and self.position.best_step is not None:
+            if failure := self.checkpoints.settle():
+                raise UserError(f"{failure}; free space, and the same command goes on")
             self.checkpoints.load_weights(self.model, self.checkpoints.at_step(self.position.best_step))
 
     def _advance(self) -> None:
         position = replace(self.position, step=self.position.step + 1, batch=self.position.batch + 1)
         if position.batch == self.sampler.batches_per_epoch:
-            position = replace(position, epoch=position.epoch + 1, batch=0)
+            epoch = position.epoch + 1
+            evaluation_due = epoch % self.config.evaluation.every_epochs == 0
+            position = replace(position, epoch=epoch, batch=0, evaluation_due=evaluation_due)
         self.position = position
 
     def _out_of_patience(self) -> bool:
@@ -273,29 +311,40 @@ class Trainer:
             self.catalog.split(split),
             self.catalog.num_users,
             self.config.evaluation.users_per_batch,
+            self._tell_evaluation,
         )
+
+    def _tell_evaluation(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            step = self.position.step - self.position.phase_start
+            self.progress.step(step, f"evaluating, {done:,} of {total:,} users")
 
     @torch.no_grad()
     def _user_rows(self, users_B: torch.Tensor) -> torch.Tensor:
-        return gather_users(self.model.users.lookup(users_B[batch_slice(len(users_B))]), len(users_B))
+        self._stop_if_asked()  # ranking a million users takes its time
+        return gather_users(self.model.users.lookup(users_B[batch_slice(len(users_B))]), len(users_B)).wait()
 
     def _evaluate(self) -> None:
         metrics = self.evaluate("valid")
         value, position = metrics[self.config.evaluation.metric], self.position
         improved = position.best_metric is None or value > position.best_metric
+        done = replace(position, evaluation_due=False)
         if improved:
-            self.position = replace(position, best_metric=value, best_step=position.step, bad_evaluations=0)
+            self.position = replace(done, best_metric=value, best_step=position.step, bad_evaluations=0)
         else:
-            self.position = replace(position, bad_evaluations=position.bad_evaluations + 1)
-        if self._log is not None:
-            head = {"step": position.step, "epoch": position.epoch, "phase": position.phase}
-            self._log.write({**head, **{f"valid/{name}": metric for name, metric in metrics.items()}})
+            self.position = replace(done, bad_evaluations=position.bad_evaluations + 1)
+        self._write_log({f"valid/{name}": metric for name, metric in metrics.items()})
         mark = "  (best)" if improved else ""
         name = self.config.evaluation.metric
         self._say(f"{position.phase} epoch {position.epoch}/{self.phase.epochs}: valid {name} {value:.4f}{mark}")
         if improved and self.phase.patience is not None:
             self._save()
-        self._since, self._since_step = time.monotonic(), position.step
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        """What a line of the log says of a step begins here: evaluations are not steps."""
+        self._since, self._since_step = time.monotonic(), self.position.step
+        TRAFFIC.take()
 
     def _logs_now(self, step: int) -> bool:
         return step % self.config.logging.every_steps == 0
@@ -309,37 +358,59 @@ class Trainer:
         if self._log is None or self.progress is None:
             return
         now = time.monotonic()
-        step_s = (now - self._since) / max(position.step - self._since_step, 1)
-        self._since, self._since_step = now, position.step
+        num_steps = max(position.step - self._since_step, 1)
+        step_s = (now - self._since) / num_steps
+        self._start_clock()
         loss = sum(summed)
         pairs_per_s = self.config.training.batch_size / step_s
-        self._log.write(
+        per_step = {name: total / num_steps for name, total in TRAFFIC.take().items()}
+        self._write_log(
             {
-                "step": position.step,
-                "epoch": position.epoch,
-                "phase": position.phase,
                 "loss": loss,
                 **dict(zip(terms, summed, strict=True)),
                 "lr": self._lr,
                 "pairs_per_s": pairs_per_s,
                 "step_s": step_s,
                 "peak_memory_bytes": peak_memory_bytes(self.world.device),
+                **per_step,
             }
         )
         self.progress.step(position.step - position.phase_start, f"loss {loss:.4f}  {pairs_per_s:,.0f} pairs/s")
 
+    def _write_log(self, values: dict[str, float]) -> None:
+        if self._log is None:
+            return
+        position = self.position
+        try:
+            self._log.write({"step": position.step, "epoch": position.epoch, "phase": position.phase, **values})
+        except OSError as error:
+            self._log_problem = f"{self.run.path}: the logs cannot be written ({error.strerror})"
+
     def _save(self) -> None:
-        self.checkpoints.save(self.model, asdict(self.position), self.position.best_step)
-        self._saved_step = self.position.step
+        """In the background: training goes on, also where the disk is full now, and the next save tries again."""
+        if failure := self.checkpoints.save(self.model, asdict(self.position), self.position.best_step):
+            self._say(f"warning: {failure}; training goes on")
+        self._saved = self.position
 
     def _checkpoint_and_stop(self) -> None:
-        stop = any_rank(self._stop_signal)
-        due = stop or self.position.step % self.config.checkpoint.every_steps == 0
-        if due and self._saved_step != self.position.step:
+        self._stop_if_asked()
+        if self.position.step % self.config.checkpoint.every_steps == 0 and self._saved != self.position:
             self._save()
-        if stop:
-            self._say(f"interrupted at step {self.position.step}; the same command goes on from there")
-            raise Interrupted(stop)
+
+    def _stop_if_asked(self) -> None:
+        stop = any_rank(_CANNOT_LOG if self._log_problem else self._stop_signal)
+        if not stop:
+            return
+        if self._saved != self.position:
+            self._save()
+        failure = self.checkpoints.settle()
+        if stop == _CANNOT_LOG:
+            problem = self._log_problem or "the logs cannot be written"
+            raise UserError(f"{problem}; free space, and the same command goes on from the last checkpoint")
+        if failure:
+            raise UserError(f"{failure}; free space, and the same command goes on from the checkpoint before it")
+        self._say(f"interrupted at step {self.position.step}; the same command goes on from there")
+        raise Interrupted(stop)
 
     def _watch_signals(self) -> None:
         def remember(signum: int, frame: FrameType | None) -> None:
@@ -363,10 +434,11 @@ class Trainer:
         spoilt = any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights)))
         if not spoilt:
             self._save()
+        failure = self.checkpoints.settle()
+        last = failure or f"the last good checkpoint is {next(self.checkpoints.newest_first())}"
         raise UserError(
-            f"step {position.step + 1}, {position.phase} phase: the loss term {term} is NaN or Inf; the last good "
-            f"checkpoint is {self.checkpoints.latest()}; lower training.lr or tables.lr, or look at the catalog "
-            "with `uatmc data describe`"
+            f"step {position.step + 1}, {position.phase} phase: the loss term {term} is NaN or Inf; {last}; lower "
+            "training.lr or tables.lr, or look at the catalog with `uatmc data describe`"
         )
 
     def _say(self, message: str) -> None:

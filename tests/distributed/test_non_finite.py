@@ -21,7 +21,7 @@ def test_the_run_stops_with_a_good_checkpoint(write_config, tmp_path, override):
     checkpoints = tmp_path / "runs/tiny/checkpoints"
     latest = checkpoints / (checkpoints / "latest").read_text()
     assert str(latest) in line
-    assert json.loads((latest / "position.json").read_text())["phase"] == "clean"
+    assert json.loads((latest / "position.json").read_text())["position"]["phase"] == "clean"
     dcp_to_torch_save(latest, tmp_path / "whole.pt")
     weights = torch.load(tmp_path / "whole.pt", weights_only=False)["dense"]
     assert all(weight.isfinite().all() for weight in weights.values())

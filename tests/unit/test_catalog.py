@@ -72,7 +72,8 @@ def test_description_counts_duplicates_and_zero_rows(tmp_path):
         features.write(rows[:3])
         features.write(rows[3:])
     zeros = np.zeros(1, dtype=np.int64)
-    writer.finish(catalog_module.Interactions(zeros, zeros, zeros, zeros), ["0"] * 6, [""] * 6, {})
+    writer.interactions(catalog_module.Interactions(zeros, zeros, zeros, zeros))
+    writer.finish(["0"] * 6, [""] * 6, {})
     summary = describe_features(Catalog(tmp_path / "x").features["visual"])
     assert (summary.zero_share, summary.duplicate_share) == (pytest.approx(2 / 6), pytest.approx(2 / 6))
     assert json.loads((tmp_path / "x" / "catalog.json").read_text())["num_items"] == 6

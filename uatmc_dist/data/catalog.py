@@ -4,18 +4,20 @@ catalog.json            format, sizes, counts, and for each modality: file, widt
 interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
 items.parquet           item id of the source, title
 features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
+projected/              a cache: projected features of some trained models (models/projected.py)
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from uatmc_dist.errors import UserError
@@ -24,7 +26,10 @@ FORMAT = "uatmc-catalog"
 VERSION = 1
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("visual", "text")
+PROJECTED = "projected"
+"""Folder of what models/projected.py keeps beside the features."""
 _BLOCK_BYTES = 16 << 20
+_INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
 
 
 @dataclass
@@ -75,7 +80,7 @@ class FeatureFile:
 
 
 class Catalog:
-    """An opened catalog. Interactions are read at once, features row by row.
+    """An opened catalog. Interactions are read split by split, features row by row.
 
     Raises UserError, naming the file and the mend, for a folder that is not a whole catalog.
     """
@@ -96,27 +101,24 @@ class Catalog:
             name: FeatureFile(path / entry["file"], entry["encoder"]) for name, entry in self.meta["modalities"].items()
         }
 
-    @cached_property
-    def _interactions(self) -> Interactions:
-        path = self.path / "interactions.parquet"
-        table = _opened(path, lambda: pq.read_table(path))
-        return Interactions(*(table[name].to_numpy() for name in ("user", "item", "timestamp", "split")))
-
     def interactions(self) -> Interactions:
-        """Read once, at the first call."""
-        return self._interactions
+        table = self._read("interactions.parquet")
+        return Interactions(*(table[name].to_numpy() for name in _INTERACTIONS.names))
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of one split, int64."""
-        everything = self.interactions()
-        chosen = everything.splits == SPLITS.index(name)
-        return everything.users[chosen], everything.items[chosen]
+        chosen = pc.field("split") == SPLITS.index(name)
+        table = self._read("interactions.parquet", columns=["user", "item"], filters=chosen)
+        return table["user"].to_numpy(), table["item"].to_numpy()
 
     def titles(self) -> tuple[list[str], list[str]]:
         """(source ids, titles) of the items."""
-        path = self.path / "items.parquet"
-        table = _opened(path, lambda: pq.read_table(path))
+        table = self._read("items.parquet")
         return table["source_id"].to_pylist(), table["title"].to_pylist()
+
+    def _read(self, name: str, **options: Any) -> pa.Table:
+        path = self.path / name
+        return _opened(path, lambda: pq.read_table(path, memory_map=True, **options))
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -194,6 +196,8 @@ class CatalogWriter:
     num_items: int
     overwrite: bool = False
     _modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    _interactions: pq.ParquetWriter | None = None
 
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -202,6 +206,7 @@ class CatalogWriter:
             if not self.overwrite:
                 raise UserError(f"{self.path}: holds a catalog already; give another folder or --overwrite")
             (self.path / "catalog.json").unlink()
+            shutil.rmtree(self.path / PROJECTED, ignore_errors=True)
         try:
             (self.path / "features").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -213,18 +218,20 @@ class CatalogWriter:
         self._modalities[modality] = {"file": file, "width": width, "dtype": dtype.name, "encoder": encoder}
         return FeatureWriter(self.path / file, width, dtype, source)
 
-    def finish(
-        self, interactions: Interactions, source_ids: list[str], titles: list[str], notes: dict[str, int]
-    ) -> None:
-        """Writes interactions and items, then catalog.json. `notes` are counts worth keeping (cold users, ...)."""
-        counts = {name: int((interactions.splits == index).sum()) for index, name in enumerate(SPLITS)}
-        columns = {
-            "user": interactions.users.astype(np.int64),
-            "item": interactions.items.astype(np.int64),
-            "timestamp": interactions.timestamps.astype(np.int64),
-            "split": interactions.splits.astype(np.int8),
-        }
-        pq.write_table(pa.table(columns), self.path / "interactions.parquet")
+    def interactions(self, block: Interactions) -> None:
+        """Appends a block of them."""
+        if self._interactions is None:
+            self._interactions = pq.ParquetWriter(self.path / "interactions.parquet", _INTERACTIONS)
+        columns = block.users, block.items, block.timestamps, block.splits
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, _INTERACTIONS.types, strict=True)]
+        self._interactions.write_table(pa.table(arrays, schema=_INTERACTIONS))
+        for index, name in enumerate(SPLITS):
+            self._counts[name] += int((block.splits == index).sum())
+
+    def finish(self, source_ids: list[str], titles: list[str], notes: dict[str, int]) -> None:
+        """Writes the items, then catalog.json. `notes` are counts worth keeping (cold users, ...)."""
+        assert self._interactions is not None
+        self._interactions.close()
         pq.write_table(pa.table({"source_id": source_ids, "title": titles}), self.path / "items.parquet")
         files = ["interactions.parquet", "items.parquet", *(entry["file"] for entry in self._modalities.values())]
         meta = {
@@ -233,7 +240,7 @@ class CatalogWriter:
             "name": self.name,
             "num_users": self.num_users,
             "num_items": self.num_items,
-            "num_interactions": counts,
+            "num_interactions": self._counts,
             "modalities": self._modalities,
             "notes": notes,
             "bytes": {name: (self.path / name).stat().st_size for name in files},

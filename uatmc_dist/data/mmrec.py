@@ -57,7 +57,8 @@ def import_mmrec(source: Path, out: Path, encoders: dict[str, str], overwrite: b
         "cold_start_interactions_dropped": num_cold,
         "cold_start_users": num_cold_users,
     }
-    writer.finish(interactions, source_ids, titles, notes)
+    writer.interactions(interactions)
+    writer.finish(source_ids, titles, notes)
     return notes
 
 

@@ -7,7 +7,7 @@ clusters and, among a cluster's items (drawn by a long-tailed popularity), those
 single-modality parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,9 @@ def synthesize(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes a planted-taste catalog. Memory grows with items x 32 and with interactions, not with the features.
+    """Writes a planted-taste catalog. Memory grows with (users + items) x 32, not with interactions or features.
 
-    `progress(done, total)` is told of the feature rows written.
+    `progress(done, total)` is told of the users whose interactions are drawn and of the feature rows written.
     Raises UserError where the sizes cannot be met.
     """
     for name, value in (("users", users), ("items", items), ("visual-dim", visual_dim), ("text-dim", text_dim)):
@@ -60,8 +60,10 @@ def synthesize(
     visual_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
     text_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
 
-    drawn = _draw_interactions(rng, users, items, interactions, cluster_of, centres, visual_only, text_only)
-    total = 2 * items
+    total = users + 2 * items
+    for block in _draw_interactions(rng, users, items, interactions, cluster_of, centres, visual_only, text_only):
+        writer.interactions(block)
+        progress(int(block.users[-1]) + 1, total)
     for index, (modality, width, single) in enumerate(
         (("visual", visual_dim, visual_only), ("text", text_dim, text_only))
     ):
@@ -77,9 +79,9 @@ def synthesize(
                 style = noise.standard_normal((count, _STYLE), dtype=np.float32)
                 latent = np.concatenate([centres[cluster_of[rows]], single[rows], style], axis=1)
                 feature_writer.write(latent @ mixing + 0.3 * noise.standard_normal((count, width), dtype=np.float32))
-                progress(index * items + rows.stop, total)
+                progress(users + index * items + rows.stop, total)
     ids = [str(item) for item in range(items)]
-    writer.finish(drawn, ids, [f"item {item} of cluster {cluster_of[item]}" for item in range(items)], {})
+    writer.finish(ids, [f"item {item} of cluster {cluster_of[item]}" for item in range(items)], {})
 
 
 def _draw_interactions(
@@ -91,7 +93,8 @@ def _draw_interactions(
     centres: np.ndarray,
     visual_only: np.ndarray,
     text_only: np.ndarray,
-) -> Interactions:
+) -> Iterator[Interactions]:
+    """Block by block of users."""
     popularity = rng.permutation((np.arange(items) + 5.0) ** -1.0)
     cumulative = np.concatenate([[0.0], popularity.cumsum()])
     first = np.searchsorted(cluster_of, np.arange(len(centres) + 1))
@@ -106,34 +109,36 @@ def _draw_interactions(
     taste = taste[:, _SHARED:]
 
     degree = _degrees(rng, users, items, interactions)
-    pairs = np.empty(0, dtype=np.int64)
-    for attempt in range(50):
-        missing = degree - np.bincount(pairs // items, minlength=users)
-        wanting = np.repeat(np.arange(users), missing)
-        if not len(wanting):
-            break
-        # A user whose favourite clusters are used up goes on in the whole catalog.
-        found = [
-            _choose(
-                rng,
-                wanting[start : start + _CHUNK],
-                favourites,
-                taste,
-                first,
-                cumulative,
-                visual_only,
-                text_only,
-                anywhere=attempt >= 8,
-            )
-            for start in range(0, len(wanting), _CHUNK)
-        ]
-        pairs = np.unique(np.concatenate([pairs, wanting * items + np.concatenate(found)]))
-    pairs = rng.permutation(pairs)
-    pairs = pairs[np.argsort(pairs // items, kind="stable")]
-    user_of = pairs // items
-    degree = np.bincount(user_of, minlength=users)
-    rank = np.arange(len(pairs)) - np.repeat(degree.cumsum() - degree, degree)
-    return Interactions(user_of, pairs % items, 86400 * rank, _splits(rank, degree[user_of]))
+    for start in range(0, users, _CHUNK):
+        block = slice(start, min(start + _CHUNK, users))
+        pairs = np.empty(0, dtype=np.int64)
+        for attempt in range(50):
+            missing = degree[block] - np.bincount(pairs // items, minlength=block.stop - start)
+            wanting = np.repeat(np.arange(block.stop - start), missing)
+            if not len(wanting):
+                break
+            # A user whose favourite clusters are used up goes on in the whole catalog.
+            found = [
+                _choose(
+                    rng,
+                    wanting[first_pair : first_pair + _CHUNK],
+                    favourites[block],
+                    taste[block],
+                    first,
+                    cumulative,
+                    visual_only,
+                    text_only,
+                    anywhere=attempt >= 8,
+                )
+                for first_pair in range(0, len(wanting), _CHUNK)
+            ]
+            pairs = np.unique(np.concatenate([pairs, wanting * items + np.concatenate(found)]))
+        pairs = rng.permutation(pairs)
+        pairs = pairs[np.argsort(pairs // items, kind="stable")]
+        user_of = pairs // items
+        drawn = np.bincount(user_of, minlength=block.stop - start)
+        rank = np.arange(len(pairs)) - np.repeat(drawn.cumsum() - drawn, drawn)
+        yield Interactions(user_of + start, pairs % items, 86400 * rank, _splits(rank, drawn[user_of]))
 
 
 def _favourite_clusters(

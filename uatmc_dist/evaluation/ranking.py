@@ -5,16 +5,29 @@ B  users ranked at a time    k  length of the ranking    n  items of this rank
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from uatmc_dist.config import METRIC_KS
 from uatmc_dist.data.batches import KnownPositives
+from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
 from uatmc_kernels import topk_all_items
 
 UserRows = Callable[[torch.Tensor], torch.Tensor]
+
+
+class RankedUsers(NamedTuple):
+    """The best items of some users, best first; item -1 and score -inf where a user has no more."""
+
+    users_B: torch.Tensor
+    items_Bk: torch.Tensor
+    scores_Bk: torch.Tensor
 
 
 def rank_split(
@@ -25,12 +38,16 @@ def rank_split(
     split: tuple[np.ndarray, np.ndarray],
     num_users: int,
     users_per_batch: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_ranked: Callable[[RankedUsers], None] | None = None,
 ) -> dict[str, float]:
     """Recall, NDCG, precision and MAP at 5, 10, 20 and 50, as means over the users of the split.
 
     user_rows   global user ids [B] -> embeddings [B, K] on every rank
     items_nK    this rank's block of item embeddings
     known       training items, masked
+    progress    told of (users done, all users)
+    on_ranked   given the lists themselves
 
     Scores are computed in float64 and compared in float32 with ties broken by item, so that the figures are
     the same on any number of ranks. Collective.
@@ -47,12 +64,29 @@ def rank_split(
         scores_Bk, ids_Bk = topk_all_items(user_rows(users_B).double(), items_nK, k, seen=seen)
         ids_Bk = torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1)
         scores_Bk, ids_Bk = merge_topk(scores_Bk.cpu(), ids_Bk.cpu())
+        if on_ranked is not None:
+            on_ranked(RankedUsers(users_B, ids_Bk, scores_Bk))
         hits_Bk = relevant.contains(users_B[:, None].expand_as(ids_Bk).reshape(-1), ids_Bk.reshape(-1))
         hits_Bk = hits_Bk.view_as(ids_Bk) & (ids_Bk >= 0)
         for name, values_B in metrics_of_hits(hits_Bk, relevant.num_items_of(users_B)).items():
             per_user.setdefault(name, []).append(values_B)
+        progress(min(start + users_per_batch, len(users)), len(users))
     # Exact sums: the mean does not depend on how many users were ranked at a time.
     return {name: math.fsum(torch.cat(values).tolist()) / len(users) for name, values in per_user.items()}
+
+
+def write_lists(path: Path, ranked: list[RankedUsers]) -> None:
+    """Parquet with one row a user: user, items (best first), scores. Raises UserError where it cannot be written."""
+    users = np.concatenate([block.users_B.numpy() for block in ranked])
+    items, scores = [], []
+    for block in ranked:
+        for items_k, scores_k in zip(block.items_Bk.numpy(), block.scores_Bk.numpy(), strict=True):
+            items.append(items_k[items_k >= 0])
+            scores.append(scores_k[items_k >= 0])
+    try:
+        pq.write_table(pa.table({"user": users, "items": items, "scores": scores}), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another file") from None
 
 
 def metrics_of_hits(hits_Bk: torch.Tensor, num_relevant_B: torch.Tensor) -> dict[str, torch.Tensor]:

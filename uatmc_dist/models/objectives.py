@@ -53,8 +53,16 @@ def _content(rows_nK: torch.Tensor, tangent_nd: torch.Tensor) -> tuple[torch.Ten
 class FullCatalog:
     """Every item is a negative of every pair."""
 
-    def __init__(self, block: ItemBlock, known: KnownPositives, exclude_known_positives: bool) -> None:
+    def __init__(
+        self,
+        block: ItemBlock,
+        known: KnownPositives,
+        exclude_known_positives: bool,
+        score_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`score_dtype`: what embeddings are rounded to before they are scored; None leaves them as they are."""
         self._block, self._known, self._exclude = block, known, exclude_known_positives
+        self._score_dtype = score_dtype
         self._rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
 
     def rows(self, batch: Batch) -> ActiveRows:
@@ -69,6 +77,9 @@ class FullCatalog:
         offsets, columns = self._known.within(batch.users_B, self._block.lo, self._block.hi)
         return offsets.to(device, non_blocking=True), columns.to(device, non_blocking=True)
 
+    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._score_dtype is None else rows.to(self._score_dtype)
+
     def _num_terms(self, batch: Batch) -> int:
         if not self._exclude:
             return len(batch) * (self._block.num_items - 1)
@@ -82,6 +93,7 @@ class FullCatalog:
         rows: ActiveRows,
         handicap_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
         index_B = rows.index_of(batch.positives_B)
         positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
         if handicap_B is not None:
@@ -94,6 +106,7 @@ class FullCatalog:
     def content_hvp(
         self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
     ) -> torch.Tensor:
+        users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
         content_Bd, columns = _content(users_BK, tangent_nd)
         index_B = rows.index_of(batch.positives_B)
         shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])

@@ -8,7 +8,8 @@ from torch import nn
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 
-_PROJECTED_AT_ONCE = 4096
+CHUNK = 4096
+"""Items projected at a time."""
 
 
 class Projector(nn.Sequential):
@@ -89,8 +90,8 @@ def project_items(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected rows v, t [hi - lo, d] of the items [lo, hi), chunk by chunk: raw features are never held whole."""
     parts = []
-    for start in range(lo, max(hi, lo + 1), _PROJECTED_AT_ONCE):  # an empty block still has a width
-        ids = np.arange(start, min(start + _PROJECTED_AT_ONCE, hi))
+    for start in range(lo, max(hi, lo + 1), CHUNK):  # an empty block still has a width
+        ids = np.arange(start, min(start + CHUNK, hi))
         parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in MODALITIES)))
     v_parts, t_parts = zip(*parts, strict=True)
     return torch.cat(v_parts), torch.cat(t_parts)

@@ -16,6 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from uatmc_dist.config import Config, TablesConfig
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
+from uatmc_dist.parallel.traffic import TRAFFIC
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -59,6 +60,9 @@ class ShardedTable:
 
     def lookup(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of these ids, wherever they live. Collective; the optimiser runs in the backward pass."""
+        remote = int(((ids < self.block.lo) | (ids >= self.block.hi)).sum())
+        # The row now, its gradient in the backward pass.
+        TRAFFIC.exchanged(remote * 4 * self.dim * (2 if torch.is_grad_enabled() else 1))
         # TorchRec needs a sample even from a rank without ids: one of length zero.
         lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
         features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)

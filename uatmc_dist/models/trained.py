@@ -3,6 +3,8 @@
 model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense parameter
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.initial import initial_rows
+from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
 
 FILE = "model.safetensors"
@@ -107,16 +110,22 @@ class TrainedModel:
         identity_Nd: torch.Tensor,
         dense: ContentModel | None,
         path: Path | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.path = path
         self.config, self.users_UK, self.identity_Nd, self.dense = config, users_UK, identity_Nd, dense
         if dense is not None:
             dense.requires_grad_(False)
-            self.v_Nd, self.t_Nd = project_items(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+            project = project_items if path is None else partial(projected_items, progress=progress)
+            self.v_Nd, self.t_Nd = project(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
 
     @classmethod
-    def load(cls, run: Path, catalog: Catalog) -> "TrainedModel":
-        """The final weights of a run. Raises UserError for a run without a whole model, or of another catalog."""
+    def load(
+        cls, run: Path, catalog: Catalog, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> "TrainedModel":
+        """The final weights of a run; `progress(done, total)` is told of the items whose features are projected.
+
+        Raises UserError for a run without a whole model, or of another catalog."""
         file = ModelFile(run)
         file.check_fits(catalog)
         dense, weights = None, file.dense_weights()
@@ -124,7 +133,7 @@ class TrainedModel:
             dense = build_content_model(file.config, catalog)
             dense.load_state_dict(weights)
         users_UK, identity_Nd = file.rows("user", 0, catalog.num_users), file.rows("item", 0, catalog.num_items)
-        return cls(file.config, catalog, users_UK, identity_Nd, dense, run)
+        return cls(file.config, catalog, users_UK, identity_Nd, dense, run, progress)
 
     @classmethod
     def initial(cls, config: Config, catalog: Catalog) -> "TrainedModel":

@@ -3,18 +3,21 @@
 n  rows of this rank    d  embedding_dim    K  2d with content, d without
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
 from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
 
 PhaseName = Literal["clean", "adversarial"]
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class VBPR:
@@ -22,7 +25,7 @@ class VBPR:
 
     `dense_weights` (float32, by parameter name) replaces the seeded initial ones; the tables are seeded and
     may be loaded afterwards. In the adversarial phase the projectors are frozen, this rank's items are
-    projected once, here, and no raw feature is read again.
+    projected once, here, and no raw feature is read again. `progress(done, total)` is told of them.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class VBPR:
         world: World,
         phase: PhaseName,
         dense_weights: dict[str, torch.Tensor] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._catalog, self._device = catalog, world.device
         self.has_content = config.model.content
@@ -52,7 +56,11 @@ class VBPR:
             self._dense.to(world.device)
             if phase == "adversarial":
                 self._dense.freeze_projectors()
-                self._projected = self._project_block()
+                block = self.items.block
+                dtype = NUMBER_FORMATS[config.adversarial.projected_precision]
+                self._projected = projected_items(
+                    self._dense, catalog, block.lo, block.hi, world.device, dtype, progress
+                )
                 self._frozen = {
                     name: p.detach().cpu().clone() for name, p in self._dense.named_parameters() if not p.requires_grad
                 }
@@ -77,10 +85,10 @@ class VBPR:
             raw = (raw_rows(self._catalog, modality, ids_n.numpy(), self._device) for modality in MODALITIES)
             return self.dense.project(*raw)
         v_nd, t_nd = self._projected
-        if len(ids_n) == len(v_nd):
-            return v_nd, t_nd
-        index_n = (ids_n - self.items.block.lo).to(self._device)
-        return v_nd[index_n], t_nd[index_n]
+        if len(ids_n) < len(v_nd):
+            index_n = (ids_n - self.items.block.lo).to(self._device)
+            v_nd, t_nd = v_nd[index_n], t_nd[index_n]
+        return v_nd.float(), t_nd.float()
 
     @torch.no_grad()
     def local_items(self) -> torch.Tensor:
@@ -88,8 +96,6 @@ class VBPR:
         identity = self.items.local_weight
         if not self.has_content:
             return identity
-        v_nd, t_nd = self._projected or self._project_block()
+        block = self.items.block
+        v_nd, t_nd = self._projected or project_items(self.dense, self._catalog, block.lo, block.hi, self._device)
         return torch.cat([identity, self.dense.fuse(v_nd, t_nd)], dim=1)
-
-    def _project_block(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return project_items(self.dense, self._catalog, self.items.block.lo, self.items.block.hi, self._device)

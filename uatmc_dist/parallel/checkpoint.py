@@ -1,12 +1,18 @@
 """Checkpoints that load at any world size: everything under global names, by torch.distributed.checkpoint.
 
-checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood
+checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood and how many
+                        bytes each file has
 checkpoints/latest      name of the newest whole one
+
+A save copies the state and is written in the background, by a process group of its own; one is written at a time.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from pickle import PickleError
 from typing import Any, Protocol
@@ -15,9 +21,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import AsyncStager
 
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.engine import DenseEngine
+from uatmc_dist.parallel.process_group import any_rank
+
+# What reading or writing a checkpoint may raise where the files or the disk are at fault.
+_FILE_ERRORS = (CheckpointException, PickleError, OSError, RuntimeError, ValueError, KeyError, EOFError)
+
+
+class DamagedCheckpoint(UserError):
+    """A file of a checkpoint is missing, truncated or unreadable."""
 
 
 class CheckpointedTable(Protocol):
@@ -42,63 +57,80 @@ class Checkpointed(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. Every method is collective, but for `at_step`."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, timeout: timedelta) -> None:
         self._folder, self._keep = folder, keep
-
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint. Raises UserError where `latest` names one that is not there."""
-        pointer = self._folder / "latest"
-        if not pointer.exists():
-            return None
-        path = self._folder / pointer.read_text(encoding="utf-8").strip()
-        if not (path / "position.json").exists():
-            raise UserError(f"{path}: missing or incomplete, but {pointer} names it; {self._mend()}")
-        return path
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._completed: Future[None] | None = None
+        if dist.get_rank() == 0:
+            self._clear_up()
+        any_rank(0)
 
     def at_step(self, step: int) -> Path:
         return self._folder / f"step-{step}"
 
-    def position(self, path: Path) -> dict[str, Any]:
-        try:
-            return json.loads((path / "position.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path / 'position.json'}: cannot be read ({error}); {self._mend()}") from None
+    def newest_first(self) -> Iterator[Path]:
+        """What a run may go on from: the one that `latest` names, then those before it."""
+        steps = self._steps()
+        pointer = self._folder / "latest"
+        if pointer.exists():
+            named = pointer.read_text(encoding="utf-8").strip()
+            newest = named.removeprefix("step-")
+            if not newest.isdecimal():
+                raise UserError(f"{pointer}: {named!r} is not the name of a checkpoint; write one into it, as step-100")
+            steps = [step for step in steps if step < int(newest)] + [int(newest)]
+        return (self.at_step(step) for step in reversed(steps))
 
-    def save(self, model: Checkpointed, position: dict[str, Any], protected_step: int | None) -> None:
-        """Collective. `protected_step` (the best one so far) is never pruned."""
+    def position(self, path: Path) -> dict[str, Any]:
+        """Where the run stood. Raises DamagedCheckpoint on every rank where a file is not what was written."""
+        found, problem = _inspected(path)
+        if any_rank(int(problem is not None)):
+            raise DamagedCheckpoint(problem or f"{path}: damaged, as another rank sees it")
+        return found["position"]
+
+    def save(self, model: Checkpointed, position: dict[str, Any], protected_step: int | None) -> str | None:
+        """Starts to write; `protected_step` (the best one so far) is never pruned.
+
+        Returns what went wrong with the save before this one, if anything did, as `settle` does.
+        """
+        failure = self.settle()
         path = self.at_step(position["step"])
         partial = path.with_suffix(".partial")
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            self._folder.mkdir(parents=True, exist_ok=True)
-        dist.barrier()
-        state = {**_weights(model), **_optimizer_state(model)}
-        dcp.save(state, checkpoint_id=partial)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            (partial / "position.json").write_text(json.dumps(position), encoding="utf-8")
-            replaced = path.with_suffix(".replaced")
-            if path.exists():  # a phase begins at the step where the one before it ended
-                path.rename(replaced)
-            partial.rename(path)
-            shutil.rmtree(replaced, ignore_errors=True)
-            pointer = self._folder / ".latest"
-            pointer.write_text(path.name, encoding="utf-8")
-            pointer.replace(self._folder / "latest")
-            self._prune(protected_step)
-        dist.barrier()
+        unprepared = self._prepare(partial) if dist.get_rank() == 0 else None
+        if any_rank(int(unprepared is not None)):
+            return unprepared or f"{partial}: cannot be written"
+        writing: Future[Any] = dcp.async_save(  # type: ignore[assignment]
+            {**_weights(model), **_optimizer_state(model)},
+            checkpoint_id=partial,
+            process_group=self._group,
+            async_stager=_CopyToHost(),
+        )
+        completed = self._completed = Future()
+        writing.add_done_callback(lambda written: self._complete(written, completed, partial, position, protected_step))
+        return failure
+
+    def settle(self) -> str | None:
+        """Waits for the save that is being written. None where all is well; else one line that says what went wrong,
+        the same kind on every rank. What was saved before is still there."""
+        if self._completed is None:
+            return None
+        error = self._completed.exception()
+        self._completed = None
+        if not any_rank(int(error is not None)):
+            return None
+        reason = _reason(error) if error is not None else "another rank failed"
+        return f"{self._folder}: a checkpoint could not be saved ({reason})"
 
     def load_dense_weights(self, path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Dense weights alone, to build a model from. Collective."""
+        """Dense weights alone, to build a model from."""
         weights = {name: torch.empty_like(value, dtype=torch.float32) for name, value in like.items()}
         if weights:
             self._load({"dense": weights}, path)
         return weights
 
     def load(self, model: Checkpointed, path: Path) -> None:
-        """Weights and optimiser state. Collective."""
+        """Weights and optimiser state."""
         state = {**_weights(model), **_optimizer_state(model)}
         self._load(state, path)
         for table in model.tables:
@@ -106,7 +138,7 @@ class Checkpoints:
         model.engine.load(state["dense"], state["dense_optimizer"])
 
     def load_weights(self, model: Checkpointed, path: Path) -> None:
-        """Weights alone: optimisers stay as they are. Collective."""
+        """Weights alone: optimisers stay as they are."""
         state = _weights(model)
         self._load(state, path)
         for table in model.tables:
@@ -117,26 +149,117 @@ class Checkpoints:
         try:
             dcp.FileSystemReader(path).read_metadata()  # alone: dcp.load logs a traceback where it fails
             dcp.load(state, checkpoint_id=path)
-        except (CheckpointException, PickleError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-            # The collective wraps what went wrong on any rank, traceback included.
-            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            reason = " ".join(str(cause).split())[:120] or type(cause).__name__
-            raise UserError(f"{path}: truncated or damaged ({reason}); {self._mend()}") from None
+        except _FILE_ERRORS as error:
+            raise DamagedCheckpoint(f"{path}: damaged ({_reason(error)})") from None
 
-    def _mend(self) -> str:
-        whole = sorted(path.parent.name for path in self._folder.glob("step-*/position.json"))
-        return (
-            f"write the name of another checkpoint ({', '.join(whole) or 'none is left'}) into "
-            f"{self._folder / 'latest'}, or start anew with --overwrite"
-        )
+    def _prepare(self, partial: Path) -> str | None:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            return f"{partial}: cannot be written ({error.strerror})"
+        return None
 
-    def _prune(self, protected_step: int | None) -> None:
-        steps = sorted(
-            int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*") if path.suffix == ""
-        )
+    def _complete(
+        self,
+        written: "Future[Any]",
+        done: "Future[None]",
+        partial: Path,
+        position: dict[str, Any],
+        protected_step: int | None,
+    ) -> None:
+        """In the writing thread. The first rank's part of a save ends when all ranks have written, so that it alone
+        makes the checkpoint a whole one."""
+        error = written.exception()
+        try:
+            if dist.get_rank() == 0:
+                if error is None:
+                    self._publish(partial, position, protected_step)
+                else:
+                    shutil.rmtree(partial, ignore_errors=True)
+        except OSError as failed:
+            error = failed
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def _publish(self, partial: Path, position: dict[str, Any], protected_step: int | None) -> None:
+        sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+        _write(partial / "position.json", json.dumps({"position": position, "bytes": sizes}))
+        path, replaced = partial.with_suffix(""), partial.with_suffix(".replaced")
+        if path.exists():  # a phase begins at the step where the one before it ended
+            path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+        _write(self._folder / ".latest", path.name)
+        (self._folder / ".latest").replace(self._folder / "latest")
+        # Later ones are what a run that went back to this step has given up; they do not count, and are overwritten.
+        steps = [step for step in self._steps() if step <= position["step"]]
         for step in steps[: -self._keep]:
             if step != protected_step:
                 shutil.rmtree(self.at_step(step))
+
+    def _clear_up(self) -> None:
+        """What a killed run left half done."""
+        for replaced in self._folder.glob("step-*.replaced"):
+            if not replaced.with_suffix("").exists():
+                replaced.rename(replaced.with_suffix(""))
+            else:
+                shutil.rmtree(replaced)
+        for partial in self._folder.glob("step-*.partial"):
+            shutil.rmtree(partial)
+
+    def _steps(self) -> list[int]:
+        names = (path.name.removeprefix("step-") for path in self._folder.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+
+class _CopyToHost(AsyncStager):
+    """Staging of a save. PyTorch's own stager does not know the sharded tensors of TorchRec's tables."""
+
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: Any) -> Any:
+        if isinstance(state_dict, dict):
+            return {name: self.stage(value) for name, value in state_dict.items()}
+        return state_dict.clone(memory_format=torch.preserve_format).cpu()
+
+    def synchronize_staging(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def _inspected(path: Path) -> tuple[dict[str, Any], str | None]:
+    """(content of position.json, what is wrong with the files if anything is)."""
+    file = path / "position.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sizes = found["bytes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, f"{file}: missing or damaged ({_reason(error)})"
+    for name, size in sizes.items():
+        if not (path / name).exists():
+            return {}, f"{path / name}: missing"
+        if (have := (path / name).stat().st_size) != size:
+            return {}, f"{path / name}: truncated, {have} of {size} bytes"
+    return found, None
+
+
+def _write(path: Path, text: str) -> None:
+    """On the disk when it returns."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: BaseException) -> str:
+    # The collective wraps what went wrong on any rank, traceback included.
+    cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+    return " ".join(str(cause).split())[:120] or type(cause).__name__
 
 
 def _weights(model: Checkpointed) -> dict[str, Any]:

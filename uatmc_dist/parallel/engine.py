@@ -8,6 +8,7 @@ from torch import nn
 
 from uatmc_dist.config import EngineConfig, TrainingConfig
 from uatmc_dist.parallel.process_group import World
+from uatmc_dist.parallel.traffic import TRAFFIC
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -42,6 +43,7 @@ class DenseEngine:
 
     def backward(self, partial_loss: torch.Tensor) -> None:
         """Gradients of the sum over ranks of `partial_loss`. The tables' optimisers run inside."""
+        TRAFFIC.all_reduced(sum(p.nbytes for p in self.parameters.values()))
         # DeepSpeed averages dense gradients over the ranks, and so does TorchRec for the tables.
         loss = partial_loss * self._world.size
         if self._engine is None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from uatmc_dist.parallel.traffic import TRAFFIC
+
 
 def num_ranks() -> int:
     """1 where no process group was joined: evaluation of a trained model needs none."""
@@ -73,12 +75,27 @@ def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
     return partial if num_ranks() == 1 else _SumRanks.apply(partial)
 
 
-def gather_users(rows_mK: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Each rank's `batch_slice` of user rows to all B rows on every rank; differentiable."""
+@dataclass(frozen=True)
+class GatheredUsers:
+    """User rows on their way: what does not need them can be computed until `wait`."""
+
+    _rows_BK: torch.Tensor
+    _on_the_way: list[dist.Work]
+
+    def wait(self) -> torch.Tensor:
+        """All B rows; differentiable."""
+        for work in self._on_the_way:
+            work.wait()
+        return self._rows_BK
+
+
+def gather_users(rows_mK: torch.Tensor, batch_size: int) -> GatheredUsers:
+    """Starts to gather each rank's `batch_slice` of user rows on every rank."""
     if num_ranks() == 1:
-        return rows_mK
+        return GatheredUsers(rows_mK, [])
     share = -(-batch_size // num_ranks())
-    return _gather_padded(rows_mK, share)[:batch_size]
+    on_the_way: list[dist.Work] = []
+    return GatheredUsers(_gather_padded(rows_mK, share, on_the_way)[:batch_size], on_the_way)
 
 
 def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
@@ -92,10 +109,12 @@ def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
 
 
 def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
-    """This rank's share of <user b, row index_B[b]>: zero where the index is -1. Sum over ranks for all."""
+    """This rank's share of <user b, row index_B[b]>, at least in float32: zero where the index is -1. Sum over ranks
+    for all."""
     mine, index = owned(index_B, users_BK.device)
-    scores = (users_BK.index_select(0, mine) * rows_nK.index_select(0, index)).sum(1)
-    return users_BK.new_zeros(len(users_BK)).index_add(0, mine, scores)
+    dtype = torch.promote_types(users_BK.dtype, torch.float32)
+    scores = (users_BK.index_select(0, mine).to(dtype) * rows_nK.index_select(0, index).to(dtype)).sum(1)
+    return scores.new_zeros(len(users_BK)).index_add(0, mine, scores)
 
 
 def owned(index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,8 +136,8 @@ def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Ten
     return scores[:, :k], torch.cat(all_ids, dim=1).gather(1, order[:, :k])
 
 
-def _gather_padded(rows_n: torch.Tensor, share: int) -> torch.Tensor:
-    return _GatherRows.apply(F.pad(rows_n, (0, 0, 0, share - len(rows_n))))
+def _gather_padded(rows_n: torch.Tensor, share: int, on_the_way: list[dist.Work] | None = None) -> torch.Tensor:
+    return _GatherRows.apply(F.pad(rows_n, (0, 0, 0, share - len(rows_n))), on_the_way)
 
 
 class _SumRanks(torch.autograd.Function):
@@ -128,6 +147,7 @@ class _SumRanks(torch.autograd.Function):
     def forward(ctx: Any, partial: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         total = partial.contiguous().clone()
         dist.all_reduce(total)
+        TRAFFIC.all_reduced(total.nbytes)
         return total
 
     @staticmethod
@@ -136,17 +156,21 @@ class _SumRanks(torch.autograd.Function):
 
 
 class _GatherRows(torch.autograd.Function):
-    """all-gather of equal row blocks, in rank order."""
+    """all-gather of equal row blocks, in rank order. With a list the result is not there before the work that is
+    put into it is done."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: torch.Tensor, on_the_way: list[dist.Work] | None) -> torch.Tensor:  # type: ignore[override]
         gathered = rows.new_empty((num_ranks() * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        work = dist.all_gather_into_tensor(gathered, rows.contiguous(), async_op=on_the_way is not None)
+        if on_the_way is not None:
+            on_the_way.append(work)
+        TRAFFIC.gathered(gathered.nbytes)
         return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return _ReduceScatterRows.apply(gradient)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return _ReduceScatterRows.apply(gradient), None
 
 
 class _ReduceScatterRows(torch.autograd.Function):
@@ -156,8 +180,9 @@ class _ReduceScatterRows(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         kept = rows.new_empty((rows.shape[0] // num_ranks(), *rows.shape[1:]))
         dist.reduce_scatter_tensor(kept, rows.contiguous())
+        TRAFFIC.reduce_scattered(rows.nbytes)
         return kept
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return _GatherRows.apply(gradient)
+        return _GatherRows.apply(gradient, None)

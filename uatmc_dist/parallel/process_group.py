@@ -21,8 +21,11 @@ class World:
         return self.rank == 0
 
 
-def join() -> World:
-    """Initialises the default process group: gloo for CPU tensors, NCCL for CUDA ones. Without torchrun: one rank."""
+def join(timeout: timedelta = timedelta(minutes=10)) -> World:
+    """Initialises the default process group: gloo for CPU tensors, NCCL for CUDA ones. Without torchrun: one rank.
+
+    `timeout` is the longest wait of a collective.
+    """
     cuda = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if cuda:
@@ -36,11 +39,12 @@ def join() -> World:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return World(0, 1, device)
-    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # All attempts of torchrun --max-restarts share one store: without a prefix of its own, a restarted rank
     # may read the address of a dead peer.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=rank, world_size=size)
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, device)
 
 
@@ -55,6 +59,11 @@ def any_rank(flag: int) -> int:
     flags = torch.tensor([flag])
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return int(flags)
+
+
+def is_loss_of_a_rank(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone or does not answer."""
+    return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in ("gloo", "timed out"))
 
 
 def leave(exit_code: int = 0) -> NoReturn:
