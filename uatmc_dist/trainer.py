@@ -8,6 +8,7 @@ of every loss term; the sum over ranks is the loss.
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -140,12 +141,9 @@ class Trainer:
         bpr = self.objective.loss(users_BK, items_nK, batch, rows, handicap_B)
         terms["bpr_certified" if self.is_certified else "bpr"] = bpr
         if self.adversary is not None:
-            view = self._adversary_view(batch, rows, users_BK, identity_nd, v_nd, t_nd)
             clean_gradient = lambda: torch.autograd.grad(bpr, content_nd, retain_graph=True)[0]  # noqa: E731
-            delta_v, delta_t = self.adversary(view, items_nK, clean_gradient, self.position.step)
-            perturbed_nd = self.model.dense.fuse(v_nd + delta_v, t_nd + delta_t)
-            perturbed_nK = torch.cat([identity_nd, perturbed_nd], dim=1)
-            adversarial = self.objective.loss(users_BK, perturbed_nK, batch, rows)
+            rows_nd = identity_nd, v_nd, t_nd
+            adversarial = self._adversarial_loss(batch, rows, users_BK, rows_nd, items_nK, clean_gradient)
             terms["bpr_adversarial"] = self.config.adversarial.adv_weight * adversarial
         norms = embedding_norms(users_mK, identity_nd, self.objective.ranked_items(batch), rows)
         terms["regularisation"] = self.config.training.reg_weight / len(batch) * norms
@@ -157,28 +155,23 @@ class Trainer:
         self.model.engine.step()
         return terms
 
-    def _adversary_view(
+    def _adversarial_loss(
         self,
         batch: Batch,
         rows: ActiveRows,
         users_BK: torch.Tensor,
-        identity_nd: torch.Tensor,
-        v_nd: torch.Tensor,
-        t_nd: torch.Tensor,
-    ) -> LinearView:
-        dense = self.model.dense
-        return LinearView(
-            self.objective,
-            batch,
-            rows,
-            users_BK.detach(),
-            identity_nd.detach(),
-            v_nd,
-            t_nd,
-            dense.w_v.detach().float(),
-            dense.w_t.detach().float(),
-            dense.bias.detach().float(),
-        )
+        rows_nd: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        items_nK: torch.Tensor,
+        clean_gradient: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
+        """The loss on perturbed items, whose perturbations are held constant. `rows_nd`: identity, v, t."""
+        assert self.adversary is not None
+        dense, (identity_nd, v_nd, t_nd) = self.model.dense, rows_nd
+        fusion = (weight.detach().float() for weight in (dense.w_v, dense.w_t, dense.bias))
+        view = LinearView(self.objective, batch, rows, users_BK.detach(), identity_nd.detach(), v_nd, t_nd, *fusion)
+        delta_v, delta_t = self.adversary(view, items_nK, clean_gradient, self.position.step)
+        perturbed_nK = torch.cat([identity_nd, dense.fuse(v_nd + delta_v, t_nd + delta_t)], dim=1)
+        return self.objective.loss(users_BK, perturbed_nK, batch, rows)
 
     # Phases
 
@@ -357,13 +350,12 @@ class Trainer:
         summed = sum_over_ranks(torch.stack([term.detach().double() for term in terms.values()])).tolist()
         if self._log is None or self.progress is None:
             return
-        now = time.monotonic()
         num_steps = max(position.step - self._since_step, 1)
-        step_s = (now - self._since) / num_steps
+        step_s = (time.monotonic() - self._since) / num_steps
+        per_step = {name: total / num_steps for name, total in TRAFFIC.take().items()}
         self._start_clock()
         loss = sum(summed)
         pairs_per_s = self.config.training.batch_size / step_s
-        per_step = {name: total / num_steps for name, total in TRAFFIC.take().items()}
         self._write_log(
             {
                 "loss": loss,

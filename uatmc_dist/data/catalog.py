@@ -8,6 +8,7 @@ projected/              a cache: projected features of some trained models (mode
 """
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class FeatureFile:
 
     def __init__(self, path: Path, encoder: str) -> None:
         self.path, self.encoder = path, encoder
-        self._reader = _opened(path, lambda: pa.ipc.open_file(pa.memory_map(str(path))))
+        self._pages, self._reader = _opened(path, lambda: _mapped(path))
         kind = self._reader.schema.field(0).type
         self.width: int = kind.list_size
         self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
@@ -68,6 +69,11 @@ class FeatureFile:
     def blocks(self) -> Iterable[np.ndarray]:
         """Rows block by block, in the stored dtype, without a copy."""
         return iter(self._blocks)
+
+    def release(self) -> None:
+        """Gives the pages that were read back to the system: after a pass over all rows they would count as memory of
+        this process. They are mapped again when they are asked for."""
+        self._pages.madvise(mmap.MADV_DONTNEED)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows `ids` as float32 [len(ids), width]; any order, repeats allowed."""
@@ -137,10 +143,16 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def _mapped(path: Path) -> tuple[mmap.mmap, pa.RecordBatchFileReader]:
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pages, pa.ipc.open_file(pa.BufferReader(pa.py_buffer(pages)))
+
+
 def _opened(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); make the catalog again") from None
 
 

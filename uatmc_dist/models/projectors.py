@@ -93,6 +93,8 @@ def project_items(
     for start in range(lo, max(hi, lo + 1), CHUNK):  # an empty block still has a width
         ids = np.arange(start, min(start + CHUNK, hi))
         parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in MODALITIES)))
+        for features in catalog.features.values():
+            features.release()
     v_parts, t_parts = zip(*parts, strict=True)
     return torch.cat(v_parts), torch.cat(t_parts)
 
