@@ -75,9 +75,8 @@ def main() -> None:
             f"from {small[0]:,} to {large[0]:,} items: {(large[2] - small[2]) / items * 1e6:.2f} s and "
             f"{(large[3] - small[3]) / items * 1e6:,.0f} MB for each million more"
         )
-    print(
-        f"twice the batch at {rows[1][0]:,} items: {rows[3][3] - rows[1][3]:+.0f} MB ({torch.get_num_threads()} threads)"
-    )
+    more = rows[-1][3] - rows[1][3]
+    print(f"twice the batch at {rows[1][0]:,} items: {more:+.0f} MB ({torch.get_num_threads()} threads)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""SIGKILL of a rank at drawn moments, a rank that stops answering, a full disk, lost files: the right result anyway.
+
+UATMC_KILLS=20 draws twenty moments instead of a few (docs/faults.log is such a run).
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import ROOT, torchrun
+from tests.distributed.kills import MOMENTS
+from tests.distributed.test_resume import assert_same, losses, start, wait_for_lines, workers
+
+SCRIPT = Path(__file__).parent / "kills.py"
+NUM_KILLS = int(os.environ.get("UATMC_KILLS", "5"))
+SECTIONS = {
+    "clean": {"epochs": 4, "patience": 3, "objective": "full_catalog"},
+    "adversarial": {"epochs": 5},
+    "checkpoint": {"every_steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_values):
+    import yaml
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = folder / "config.yaml"
+    values = {**tiny_values, **SECTIONS, "output_dir": str(folder / "runs")}
+    config.write_text(yaml.safe_dump(values))
+    torchrun(2, "train.py", config)
+    return folder / "runs/tiny"
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    """The same losses, each step once, and the same final weights."""
+    assert_same(losses(run), losses(undisturbed), tolerance=1e-6)
+    ours, truth = (load_file(folder / "model/model.safetensors") for folder in (run, undisturbed))
+    for name, weights in truth.items():
+        assert (ours[name] - weights).abs().max() <= 1e-6 * max(1.0, float(weights.abs().max())), name
+    leftovers = [path.name for path in (run / "checkpoints").iterdir() if path.suffix]
+    assert not leftovers
+
+
+def torchrun_plan(tmp_path: Path, config: Path, moments: list, signum: int, *, restarts: int) -> str:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"moments": moments, "signal": signum}))
+    options = [f"--max-restarts={restarts}"]
+    return torchrun(2, SCRIPT, plan, config, timeout=90 * (len(moments) + 2), options=options)
+
+
+def test_sigkill_at_any_moment(write_config, tmp_path, undisturbed):
+    rng = random.Random(7)
+    # Every moment at least once where there are enough of them; the first rank alone publishes.
+    drawn = [*rng.sample(MOMENTS, min(len(MOMENTS), NUM_KILLS)), *rng.choices(MOMENTS, k=NUM_KILLS)][:NUM_KILLS]
+    moments = [[moment, 0 if moment == "publishing" else rng.randrange(2), rng.randint(1, 4)] for moment in drawn]
+    config = write_config(**SECTIONS)
+    output = torchrun_plan(tmp_path, config, moments, signal.SIGKILL, restarts=NUM_KILLS)
+    killed = [line for line in output.splitlines() if line.startswith("SIGKILL of rank")]
+    print("\n".join(killed))
+    assert len(killed) >= NUM_KILLS - 1, output  # the run may end before the last moment comes
+    assert_same_run(tmp_path / "runs/tiny", undisturbed)
+
+
+def test_a_rank_that_stops_answering_is_given_up(write_config, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "2")  # a stopped process does not hear SIGTERM
+    config = write_config(distributed={"timeout_s": 15}, **SECTIONS)
+    output = torchrun_plan(tmp_path, config, [["forward", 1, 5]], signal.SIGSTOP, restarts=1)
+    assert "SIGSTOP of rank 1" in output and "lost the other ranks" in output, output
+    assert_same_run(tmp_path / "runs/tiny", undisturbed)
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(write_config, tmp_path):
+    config = write_config(clean={"epochs": 500, "patience": None})
+    command = [sys.executable, "train.py", str(config)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_lines(tmp_path / "runs/tiny", 5, process)
+    process.terminate()
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and time.monotonic() - began < 60, output
+    assert "the same command goes on" in output
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "garbled"])
+def test_the_checkpoint_before_is_used_where_a_file_is_damaged(write_config, tmp_path, undisturbed, damage):
+    config, run = write_config(**SECTIONS), tmp_path / "runs/tiny"
+    process = start(1, config)
+    wait_for_lines(run, 20, process)
+    workers(process)[0].send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    checkpoints = run / "checkpoints"
+    latest = checkpoints / (checkpoints / "latest").read_text()
+    file = next(latest.glob("*.distcp"))
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:1000] if damage == "truncated" else bytes(len(content)))
+    done = subprocess.run([sys.executable, "train.py", str(config)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    (warning,) = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert latest.name in warning and "trying the checkpoint before it" in warning
+    assert (file.name if damage != "garbled" else "damaged") in warning
+    assert "going on from" in done.stdout
+    assert_same(losses(run), losses(undisturbed), tolerance=2e-5)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(write_config, tmp_path, small_disk, undisturbed):
+    config = write_config(output_dir=str(small_disk), **SECTIONS)
+    run, ballast = small_disk / "tiny", small_disk / "ballast"
+    process = start(1, config)
+    wait_for_lines(run, 8, process)
+    with ballast.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError:
+            pass
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    told = [line for line in output.splitlines() if "No space left" in line or "could not be saved" in line]
+    assert told and "free space" in output, output
+    ballast.unlink()
+    done = subprocess.run([sys.executable, "train.py", str(config)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "going on from" in done.stdout, done.stdout + done.stderr
+    assert_same(losses(run), losses(undisturbed), tolerance=2e-5)
