@@ -3,6 +3,7 @@
 UATMC_KILLS=20 draws twenty moments instead of a few (docs/faults.log is such a run).
 """
 
+import contextlib
 import json
 import os
 import random
@@ -117,10 +118,10 @@ def test_the_checkpoint_before_is_used_where_a_file_is_damaged(write_config, tmp
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 6 MB."""
+    """A file system of 2 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command).returncode:
         pytest.skip("a small file system can be mounted by root alone")
     yield folder
@@ -132,13 +133,9 @@ def test_a_full_disk_loses_nothing(write_config, tmp_path, small_disk, undisturb
     run, ballast = small_disk / "tiny", small_disk / "ballast"
     process = start(1, config)
     wait_for_lines(run, 8, process)
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0, output
     told = [line for line in output.splitlines() if "No space left" in line or "could not be saved" in line]

@@ -1,0 +1,81 @@
+"""The cache of projected features: what it gives is what the projectors give, whoever asked before."""
+
+import os
+
+import pytest
+import torch
+
+from uatmc_dist.config import Config
+from uatmc_dist.data.catalog import PROJECTED, Catalog
+from uatmc_dist.data.synthetic import synthesize
+from uatmc_dist.models import projected
+from uatmc_dist.models.projected import projected_items
+from uatmc_dist.models.projectors import build_content_model, project_items
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def catalog(tmp_path, monkeypatch) -> Catalog:
+    monkeypatch.setattr(projected, "CHUNK", 64)  # 203 items: three chunks and a short one
+    synthesize(tmp_path / "x", users=230, items=203, interactions=1600, visual_dim=20, text_dim=12, seed=3)
+    return Catalog(tmp_path / "x")
+
+
+@pytest.fixture
+def model(catalog):
+    return build_content_model(Config(name="x", catalog=catalog.path), catalog).requires_grad_(False)
+
+
+def files(catalog: Catalog) -> list:
+    return sorted((catalog.path / PROJECTED).glob("*/*.safetensors"))
+
+
+def test_blocks_of_any_ranks_share_the_chunks(catalog, model):
+    whole = project_items(model, catalog, 0, 203, CPU)
+    for lo, hi in ((0, 102), (102, 203), (0, 51), (153, 203), (0, 203), (203, 203)):
+        for ours, truth in zip(projected_items(model, catalog, lo, hi, CPU), whole, strict=True):
+            assert ours.shape == (hi - lo, truth.shape[1]) and torch.allclose(ours, truth[lo:hi], atol=1e-6)
+    assert len(files(catalog)) == 4
+
+
+def test_a_second_pass_reads_no_feature(catalog, model, monkeypatch):
+    first = projected_items(model, catalog, 0, 203, CPU)
+    monkeypatch.setattr(projected, "project_items", None)
+    told = []
+    again = projected_items(model, catalog, 0, 203, CPU, progress=lambda done, total: told.append((done, total)))
+    assert all(map(torch.equal, first, again)) and told[-1] == (203, 203)
+
+
+def test_other_weights_and_formats_have_their_own(catalog, model):
+    first = projected_items(model, catalog, 0, 203, CPU)
+    rounded = projected_items(model, catalog, 0, 203, CPU, torch.bfloat16)
+    assert rounded[0].dtype == torch.bfloat16 and torch.equal(rounded[0], first[0].bfloat16())
+    model.visual[0].weight.mul_(1.5)
+    assert not torch.allclose(projected_items(model, catalog, 0, 203, CPU)[0], first[0])
+    for factor in range(2, 7):  # old ones go
+        model.text[0].weight.mul_(factor)
+        projected_items(model, catalog, 0, 10, CPU)
+    assert len(list((catalog.path / PROJECTED).iterdir())) == 4
+
+
+def test_changed_features_are_projected_anew(catalog, model):
+    projected_items(model, catalog, 0, 203, CPU)
+    os.utime(catalog.features["text"].path, (1, 1))
+    projected_items(model, catalog, 0, 203, CPU)
+    assert len(files(catalog)) == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_a_damaged_chunk_is_made_again(catalog, model, content):
+    first = projected_items(model, catalog, 0, 203, CPU)
+    files(catalog)[1].write_bytes(content)
+    assert all(map(torch.equal, first, projected_items(model, catalog, 0, 203, CPU)))
+    assert files(catalog)[1].stat().st_size > len(content)
+
+
+def test_a_catalog_that_cannot_be_written_is_projected_all_the_same(catalog, model, caplog):
+    (catalog.path / PROJECTED).write_text("in the way")
+    ours = projected_items(model, catalog, 0, 203, CPU)
+    assert torch.allclose(ours[0], project_items(model, catalog, 0, 203, CPU)[0], atol=1e-6)
+    assert "not kept" in caplog.text
