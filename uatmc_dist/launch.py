@@ -58,7 +58,8 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
     try:
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
-        Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
+        is_first_attempt = process_group.is_first_attempt()
+        Trainer(config, world, overwrite and is_first_attempt).fit()
     except Interrupted as interrupted:
         terminated = interrupted.signum == signal.SIGTERM
         process_group.leave(EXIT_REQUEUE if terminated else 128 + interrupted.signum)

@@ -49,7 +49,8 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
 
 
 def is_first_attempt() -> bool:
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    """Whether no rank was started again by torchrun; a machine that comes back counts its restarts from 0. Collective."""
+    return not any_rank(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 def any_rank(flag: int) -> int:
