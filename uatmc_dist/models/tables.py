@@ -52,6 +52,15 @@ class ShardedTable:
         )
         env = ShardingEnv.from_process_group(dist.group.WORLD)
         self._sharded = shard(collection, plan, env=env, device=device, sharder=sharder)
+        if self.block.lo == self.block.hi:
+            self._skip_kernel()
+
+    def _skip_kernel(self) -> None:
+        """FBGEMM takes a table without rows for one on a GPU, and fails on a CPU. No id comes here, so the kernel has
+        nothing to look up; the leaf keeps the collectives of the backward pass going on this rank, too."""
+        for lookup in self._sharded._lookups:
+            for kernel in lookup._emb_modules:
+                kernel.forward = lambda features: torch.empty(0, self.dim, device=self._device, requires_grad=True)
 
     @property
     def local_weight(self) -> torch.Tensor:

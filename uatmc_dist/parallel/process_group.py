@@ -49,7 +49,7 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
 
 
 def is_first_attempt() -> bool:
-    """Whether no rank was started again by torchrun; a machine that comes back counts its restarts from 0. Collective."""
+    """Whether torchrun has started no rank again. Collective: a machine that comes back counts from 0."""
     return not any_rank(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
