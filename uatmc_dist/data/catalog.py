@@ -115,7 +115,9 @@ class Catalog:
         """(users, items) of one split, int64."""
         chosen = pc.field("split") == SPLITS.index(name)
         table = self._read("interactions.parquet", columns=["user", "item"], filters=chosen)
-        return table["user"].to_numpy(), table["item"].to_numpy()
+        # Arrow lends some columns read-only, which torch would warn of.
+        users, items = (np.require(table[name].to_numpy(), requirements="W") for name in ("user", "item"))
+        return users, items
 
     def titles(self) -> tuple[list[str], list[str]]:
         """(source ids, titles) of the items."""
