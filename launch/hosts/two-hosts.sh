@@ -82,10 +82,11 @@ wait_for_steps() { # COUNT
     done
 }
 
+# TORCH_DISABLE_SHARE_RDZV_TCP_STORE: docs/slurm.md, "Several machines without SLURM".
 # The second machine serves the rendezvous and stays. Ranks go by address, so the one that is lost has rank 0: a machine that
 # comes back as the first one is the harder case.
 boot() { # MACHINE ADDRESS IS_HOST: starts its torchrun, as a person would
-    GLOO_SOCKET_IFNAME=eth0 ip netns exec "$1" python -m torch.distributed.run --nnodes=2 --nproc_per_node=1 \
+    GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ip netns exec "$1" python -m torch.distributed.run --nnodes=2 --nproc_per_node=1 \
         --max-restarts=3 --rdzv_backend=c10d --rdzv_endpoint=10.77.0.2:29400 --rdzv_id=two-hosts \
         --rdzv_conf="is_host=$3,keep_alive_interval=2" --local_addr="$2" \
         train.py "$folder/tiny.yaml" name=two-hosts >>"$folder/$2.log" 2>&1 &
@@ -101,6 +102,7 @@ boot "$north" 10.77.0.1 0
 wait_for_steps 40
 say "10.77.0.1 is lost: its processes die (at line $(steps) of metrics.jsonl)"
 lose "$north"
+wait $! 2>/dev/null || true
 sleep 2
 say "10.77.0.1 comes back"
 boot "$north" 10.77.0.1 0
@@ -108,6 +110,7 @@ wait_for_steps $(($(steps) + 40))
 say "10.77.0.1 is lost again, without a word: its cable is pulled first (at line $(steps))"
 ip -n "$north" link set eth0 down
 lose "$north"
+wait $! 2>/dev/null || true
 sleep 5
 say "10.77.0.1 comes back"
 ip -n "$north" link set eth0 up
