@@ -152,6 +152,47 @@ def test_a_wrong_environment_ends_the_job_with_what_doctor_says(fake):
     assert done.stderr == "n7: error: torch: not what runs together\n"
 
 
+@pytest.fixture
+def interrupted_job(fake, write_config):
+    """train.sbatch as SLURM would start it, with a step that is interrupted; `requeue` says what it asked SLURM for."""
+    fake("srun", 'case "$*" in *node.sh*) exit 75 ;; esac')
+
+    def run_job(state: str, start: int) -> subprocess.CompletedProcess:
+        path = fake(
+            "scontrol", f'case "$1" in hostnames) ;; requeue) echo "asked: $*" ;; *) echo "JobState={state} n1" ;; esac'
+        )
+        job = {
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_ID": "9",
+            "SLURM_RESTART_COUNT": start,
+        }
+        job |= {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
+        fake("getent", "echo 10.1.2.3")
+        path = f"{path.split(':')[0]}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return run(
+            SLURM / "train.sbatch", "1", write_config(), path=path, **{key: str(value) for key, value in job.items()}
+        )
+
+    return run_job
+
+
+def test_an_interrupted_job_is_requeued_only_while_it_runs(interrupted_job):
+    done = interrupted_job("RUNNING", start=0)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "tiny-seed3: the ranks meet at" in done.stdout
+    assert "asked: requeue 9_3\n" in done.stdout, "not the number alone: it names all tasks of the array"
+    done = interrupted_job("COMPLETING", start=0)
+    assert done.returncode == 75 and "asked" not in done.stdout, "cancelled, or requeued by SLURM itself"
+
+
+def test_a_job_without_progress_ends_some_time(interrupted_job):
+    assert "asked: requeue" in interrupted_job("RUNNING", start=4).stdout
+    done = interrupted_job("RUNNING", start=5)
+    assert done.returncode == 1 and "asked" not in done.stdout
+    assert "start 6 of this job wrote no checkpoint; not requeued" in done.stderr
+
+
 def test_two_nodes_preempted_requeued_and_finished(tmp_path):
     done = run(SLURM / "test-cluster.sh", tmp_path)
     if done.returncode == 77:
