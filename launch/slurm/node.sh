@@ -24,9 +24,6 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
 fi
 # How long torchrun waits for its ranks to save after TERM. Its own default, 30 s, is short for large tables.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-55}
-# A store of its own for each attempt: a node that comes back as the first one would otherwise wait at another address than
-# those that stayed (docs/slurm.md).
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 local_address=$(address_of "$SLURMD_NODENAME")
 is_host=$((SLURM_NODEID == 0)) # said, not guessed from names: two node daemons may share a machine

@@ -17,7 +17,7 @@ fail() {
 say() { echo "== $((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) $1"; }
 
 [ "$(id -u)" = 0 ] || skip "node daemons that start jobs need root"
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+if ! type slurmctld slurmd sbatch munged >/dev/null 2>&1; then
     command -v apt-get >/dev/null || skip "slurm-wlm and munge are missing, and there is no apt-get to install them"
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
         skip "slurm-wlm and munge are missing, and apt-get could not install them"
