@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two "machines" (network namespaces joined by a cable, addresses 10.77.0.1 and 10.77.0.2) train one run. The first one
-# is lost twice and comes back twice: once its processes die, once its cable is pulled before they do, so that the other one
-# hears nothing. The run has to end with the losses of an undisturbed one.
+# is lost twice and comes back twice: once its processes die, once its cable is pulled before they do, so that the other
+# one hears nothing. The run has to end with the losses of an undisturbed one.
 #     launch/hosts/two-hosts.sh [FOLDER]      what happened stays in FOLDER; without one, nothing stays
 # Needs root. Exit code 77: skipped, the reason is said.
 set -euo pipefail
@@ -57,8 +57,8 @@ for machine in "$north" "$south"; do
 done
 
 export OMP_NUM_THREADS=1
-python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 --items 203 \
-    --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
+python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 \
+    --items 203 --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
 cat >"$folder/tiny.yaml" <<YAML
 name: tiny
 catalog: $folder/catalog
@@ -83,16 +83,18 @@ wait_for_steps() { # COUNT
 }
 
 # TORCH_DISABLE_SHARE_RDZV_TCP_STORE: docs/slurm.md, "Several machines without SLURM".
-# The second machine serves the rendezvous and stays. Ranks go by address, so the one that is lost has rank 0: a machine that
-# comes back as the first one is the harder case.
+# The second machine serves the rendezvous and stays. Ranks go by address, so the one that is lost has rank 0, which
+# also writes metrics.jsonl.
 boot() { # MACHINE ADDRESS IS_HOST: starts its torchrun, as a person would
-    GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ip netns exec "$1" python -m torch.distributed.run --nnodes=2 --nproc_per_node=1 \
-        --max-restarts=3 --rdzv_backend=c10d --rdzv_endpoint=10.77.0.2:29400 --rdzv_id=two-hosts \
+    GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ip netns exec "$1" \
+        python -m torch.distributed.run --nnodes=2 --nproc_per_node=1 --max-restarts=3 \
+        --rdzv_backend=c10d --rdzv_endpoint=10.77.0.2:29400 --rdzv_id=two-hosts \
         --rdzv_conf="is_host=$3,keep_alive_interval=2" --local_addr="$2" \
         train.py "$folder/tiny.yaml" name=two-hosts >>"$folder/$2.log" 2>&1 &
 }
 say "the undisturbed run: two ranks on one machine"
-python -m torch.distributed.run --standalone --nproc_per_node=2 train.py "$folder/tiny.yaml" name=reference >"$folder/reference.log" 2>&1 ||
+python -m torch.distributed.run --standalone --nproc_per_node=2 train.py "$folder/tiny.yaml" name=reference \
+    >"$folder/reference.log" 2>&1 ||
     fail "the undisturbed run failed: $(tail -n 20 "$folder/reference.log")"
 
 say "10.77.0.1 and 10.77.0.2 start"
@@ -118,17 +120,8 @@ boot "$north" 10.77.0.1 0
 returned=$!
 wait "$stayed" || fail "10.77.0.2 failed: $(tail -n 20 "$folder/10.77.0.2.log")"
 wait "$returned" || fail "10.77.0.1 failed: $(tail -n 20 "$folder/10.77.0.1.log")"
-[ "$(grep -c 'going on from' "$folder/10.77.0.1.log")" = 2 ] || fail "the run did not go on twice: see $folder/10.77.0.1.log"
+[ "$(grep -c 'going on from' "$folder/10.77.0.1.log")" = 2 ] ||
+    fail "the run did not go on twice: see $folder/10.77.0.1.log"
 
-python - "$runs/two-hosts" "$runs/reference" <<'PY'
-import json, sys
-from pathlib import Path
-ours, truth = ([json.loads(line) for line in (Path(run) / "metrics.jsonl").open()] for run in sys.argv[1:])
-keys = [(line["step"], "loss" in line) for line in ours]
-assert keys == [(line["step"], "loss" in line) for line in truth] and len(set(keys)) == len(keys), "a step is missing or double"
-apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, truth) if "loss" in a)
-assert apart < 1e-6, f"losses are apart by {apart:.1e}"
-steps = sum("loss" in line for line in ours)
-print(f"{steps} steps, each once; losses differ from those of the undisturbed run by at most {apart:.1e} (relative)")
-PY
+python tests/compare_runs.py "$runs/two-hosts" "$runs/reference"
 say "passed: lost twice, back twice, finished"

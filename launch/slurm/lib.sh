@@ -18,7 +18,7 @@ wait_for() { # PID
     done
 }
 
-# Under which name or address the other nodes reach a node: its name, or what slurm.conf says where that does not resolve.
+# How the other nodes reach a node: by its name, or where that does not resolve by what slurm.conf says.
 address_of() { # NODE
     local address=$1
     if ! getent ahosts "$address" >/dev/null; then

@@ -5,18 +5,18 @@ source launch/slurm/lib.sh
 first_machine=$1 meeting=$2 ranks=$3
 shift 3
 
-# SLURM signals every process of a step: torchrun and its ranks have the TERM already. Torchrun must not get a second one
-# from here, which would break off its orderly end.
+# SLURM signals every process of a step: torchrun and its ranks have the TERM already. Torchrun must not get a second
+# one from here, which would break off its orderly end.
 interrupted=
 caught=
 trap 'interrupted=yes caught=yes' TERM
 
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     if [ "$(hostname)" != "$first_machine" ] && is_loopback "${meeting%:*}"; then
-        fail "$SLURMD_NODENAME: ${meeting%:*} is this machine itself here, so the nodes would not meet; mend /etc/hosts or NodeAddr"
+        fail "$SLURMD_NODENAME: ${meeting%:*} is this machine itself here; mend /etc/hosts or NodeAddr"
     fi
     if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && is_loopback "$(hostname)"; then
-        fail "$SLURMD_NODENAME: $(hostname) resolves to a loopback address, and gloo would listen there; set GLOO_SOCKET_IFNAME to the interface of the cluster's network"
+        fail "$SLURMD_NODENAME: $(hostname) is a loopback address there; set GLOO_SOCKET_IFNAME to the interface to use"
     fi
 fi
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then

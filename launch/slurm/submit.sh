@@ -59,10 +59,12 @@ while [ $# -gt 0 ]; do
                 fail "--time $value: minutes, hours:minutes:seconds or days-hours:minutes are needed"
             ;;
         --partition)
-            [[ $value =~ ^[A-Za-z0-9_][A-Za-z0-9_.,-]*$ ]] || fail "--partition $value: the name of a partition is needed"
+            [[ $value =~ ^[A-Za-z0-9_][A-Za-z0-9_.,-]*$ ]] ||
+                fail "--partition $value: the name of a partition is needed"
             ;;
         --seeds)
-            [[ $value =~ ^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$ ]] || fail "--seeds $value: a list such as 0-4 or 1,3,7 is needed"
+            [[ $value =~ ^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$ ]] ||
+                fail "--seeds $value: a list such as 0-4 or 1,3,7 is needed"
             ;;
     esac
     case $option in
@@ -80,12 +82,12 @@ done
 [ -z "$gpus" ] || [ -z "$ranks" ] || fail "--ranks-per-node: with --gpus-per-node there is one rank a GPU; leave it out"
 config=$1
 shift
-[ -f "$config" ] || fail "$config: no such file; give the path of a YAML configuration, for example configs/hm-fashion.yaml"
+[ -f "$config" ] || fail "$config: no such file; give a YAML configuration, for example configs/hm-fashion.yaml"
 config=$(realpath "$config")
 job_name=$(basename "$config" .yaml)
 for override in "$@"; do
     case $override in
-        --overwrite) fail "--overwrite: a job that comes back would delete its own work; remove the run's folder first" ;;
+        --overwrite) fail "--overwrite: a job that comes back would delete its own work; remove the run's folder" ;;
         -*) fail "$override: options come before the configuration; see launch/slurm/submit.sh --help" ;;
         seed=*) [ -z "$seeds" ] || fail "$override: --seeds sets the seed already; leave one of them out" ;;
         name=*) job_name=${override#name=} ;;

@@ -103,15 +103,16 @@ for _ in {1..60}; do
     [ "$(sinfo --noheader --partition=low --states=idle --format=%D 2>/dev/null)" = 2 ] && break
     sleep 0.5
 done
-[ "$(sinfo --noheader --partition=low --states=idle --format=%D)" = 2 ] || fail "the nodes did not come up: $(tail -n 5 "$cluster"/*.log)"
+[ "$(sinfo --noheader --partition=low --states=idle --format=%D)" = 2 ] ||
+    fail "the nodes did not come up: $(tail -n 5 "$cluster"/*.log)"
 say "two nodes are idle: $(sinfo --version), $(scontrol show hostnames n[1-2] | tr '\n' ' ')"
 
 # The work: some 250 steps, a metrics line each.
 
 export OMP_NUM_THREADS=1
 export GLOO_SOCKET_IFNAME=lo # both nodes are this machine
-python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 --items 203 \
-    --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
+python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 \
+    --items 203 --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
 cat >"$folder/tiny.yaml" <<YAML
 name: tiny
 catalog: $folder/catalog
@@ -171,15 +172,5 @@ log=$folder/slurm-disturbed-${job}_3.out
 [ "$(grep -c 'going on from' "$log")" = 2 ] || fail "the run did not go on twice: see $log"
 [ -f "$runs/disturbed-seed3/model/model.safetensors" ] || fail "the run did not finish"
 
-python - "$runs/disturbed-seed3" "$runs/reference" <<'PY'
-import json, sys
-from pathlib import Path
-ours, truth = ([json.loads(line) for line in (Path(run) / "metrics.jsonl").open()] for run in sys.argv[1:])
-keys = [(line["step"], "loss" in line) for line in ours]
-assert keys == [(line["step"], "loss" in line) for line in truth] and len(set(keys)) == len(keys), "a step is missing or double"
-apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, truth) if "loss" in a)
-assert apart < 1e-6, f"losses are apart by {apart:.1e}"
-steps = sum("loss" in line for line in ours)
-print(f"{steps} steps, each once; losses differ from those of the undisturbed run by at most {apart:.1e} (relative)")
-PY
+python tests/compare_runs.py "$runs/disturbed-seed3" "$runs/reference"
 say "passed: preempted, requeued by hand, went on twice, finished; the cancelled job stayed cancelled"
