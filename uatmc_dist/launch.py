@@ -55,8 +55,8 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     from uatmc_dist.parallel import process_group
     from uatmc_dist.trainer import Interrupted, Trainer
 
-    world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
     try:
+        world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
         is_first_attempt = process_group.is_first_attempt()
         Trainer(config, world, overwrite and is_first_attempt).fit()
@@ -70,7 +70,8 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
         if not process_group.is_loss_of_a_rank(error):
             raise
         reason = " ".join(str(error).split())[:160]
-        print(f"error: rank {world.rank}: lost the other ranks ({reason}); the same command goes on", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"error: rank {rank}: lost the other ranks ({reason}); the same command goes on", file=sys.stderr)
         process_group.leave(EXIT_LOST_RANK)
     if world.is_first:
         print(f"done: {config.run_dir}\nnext: uatmc evaluate {config.run_dir}    uatmc attack {config.run_dir}")

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -42,10 +44,37 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # All attempts of torchrun --max-restarts share one store: without a prefix of its own, a restarted rank
     # may read the address of a dead peer.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    store = dist.PrefixStore(_agreed_attempt(store, rank, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, device)
+
+
+def _agreed_attempt(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+    """A name that all ranks of this attempt have in common, and no other attempt has.
+
+    TORCHELASTIC_RESTART_COUNT is no such name: each machine's torchrun counts for itself, so that a machine that comes
+    back starts at 0 while the others are at 1, and nobody counts where a machine joins. Nor may a rank believe what it
+    finds in the store, which may be of a dead attempt. So each rank asks under a new name, rank 0 answers, and goes on
+    answering until every rank has confirmed: an answer to a dead rank's question reaches nobody.
+    """
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"question_{rank}", question)
+        attempt = store.get(f"answer_{question}").decode()
+        store.set(f"{attempt}_{rank}", "here")
+        return attempt
+    attempt = uuid.uuid4().hex
+    missing = set(range(1, size))
+    deadline = time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"question_{other}"]):
+                store.set(f"answer_{store.get(f'question_{other}').decode()}", attempt)
+        missing = {other for other in missing if not store.check([f"{attempt}_{other}"])}
+        if time.monotonic() > deadline:
+            raise dist.DistNetworkError(f"ranks {sorted(missing)} did not join within {timeout}")
+        time.sleep(0.02)
+    return attempt
 
 
 def is_first_attempt() -> bool:
