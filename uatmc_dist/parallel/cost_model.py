@@ -6,8 +6,9 @@ after the other. docs/scaling.md holds the model against measured steps.
     B  pairs of the global batch    N  items    n  active items of a rank    d  embedding_dim    K = 2d    R  ranks
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from uatmc_dist.config import AdversarialConfig, ModelConfig, Objective, TablesConfig, TrainingConfig
@@ -16,6 +17,8 @@ from uatmc_dist.parallel.machine import Machine, Precision, Resource
 
 Adversary = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
 FLOAT, INDEX = 4, 8
+# glibc maps what is larger anew (DEFAULT_MMAP_THRESHOLD_MAX), unless the heap happens to have room.
+_ALWAYS_MAPPED = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Problem:
             (self.visual_dim, *self.visual_hidden, self.embedding_dim),
             (self.text_dim, *self.text_hidden, self.embedding_dim),
         )
-        return [pair for each in widths for pair in zip(each, each[1:], strict=False)]
+        return [pair for each in widths for pair in pairwise(each)]
 
     def dense_parameters(self, phase: PhaseName) -> int:
         """Parameters that train: fusion, and in the clean phase the projectors with their LayerNorms."""
@@ -97,6 +100,8 @@ class Work:
     """Floats of embedding rows looked up and updated by the fused optimiser, where that is not bound by memory."""
     bytes: float = 0.0
     """Read from and written to memory, by tensors of one row an item or a user."""
+    fresh_bytes: float = 0.0
+    """CPU: of new tensors that the C library takes from the system and gives back, page by page, each time."""
     feature_bytes: float = 0.0
     """Raw features read on the host."""
     ring_bytes: float = 0.0
@@ -125,19 +130,25 @@ class Term:
 class StepCost:
     phase: PhaseName
     terms: tuple[Term, ...]
+    device_seconds: float
+    """All terms but the reading of features."""
     host_seconds: float
+    """The fixed cost of a step, and the reading of features."""
     seconds: float
 
     @property
-    def largest(self) -> Term:
-        return max(self.terms, key=lambda term: term.seconds)
+    def largest_term(self) -> str:
+        largest = max(self.terms, key=lambda term: term.seconds)
+        return f"{largest.name} ({LIMITS[largest.limit]})"
 
     @property
     def bottleneck(self) -> str:
-        """The largest term and the resource that limits it; the host, where the device waits for it."""
-        if self.host_seconds > sum(term.seconds for term in self.terms):
-            return "host: launching the step takes longer than the device needs"
-        return f"{self.largest.name}: {LIMITS[self.largest.limit]}"
+        """The largest term and what limits it, or the host, where its fixed cost is more than all terms together."""
+        fixed = self.host_seconds - _reading(self.terms)
+        return FIXED if fixed > sum(term.seconds for term in self.terms) else self.largest_term
+
+
+FIXED = "the host's fixed cost (launching a step takes longer than doing it)"
 
 
 LIMITS = {
@@ -148,6 +159,7 @@ LIMITS = {
     "elementwise": "instructions of the score passes",
     "updates": "updates of embedding rows",
     "bytes": "memory bandwidth",
+    "fresh_bytes": "page faults of new tensors",
     "feature_bytes": "reading raw features",
     "ring_bytes": "network bandwidth",
     "exchange_bytes": "network bandwidth",
@@ -174,9 +186,14 @@ def step_cost(
 ) -> StepCost:
     """Seconds of one step with `ranks` ranks on `nodes` nodes, by term."""
     terms = [_priced(name, work, machine, nodes) for name, work in _terms(problem, machine, ranks, phase)]
-    device = sum(term.seconds for term in terms)
-    seconds = max(device, machine.host_s) if machine.overlaps else device + machine.host_s
-    return StepCost(phase, tuple(terms), machine.host_s, seconds)
+    host = machine.host_s + _reading(terms)
+    device = sum(term.seconds for term in terms) - _reading(terms)
+    seconds = max(device, host) if machine.overlaps else device + host
+    return StepCost(phase, tuple(terms), device, host, seconds)
+
+
+def _reading(terms: Iterable[Term]) -> float:
+    return sum(term.seconds_by_resource.get("feature_bytes", 0.0) for term in terms)
 
 
 def _priced(name: str, work: Work, machine: Machine, nodes: int) -> Term:
@@ -200,6 +217,8 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
     passes = 2 if problem.perturbs else 1
 
     if phase == "clean":
+        features = problem.visual_dim + problem.text_dim
+        yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
         yield "project", _projection(problem, n)
     yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=(ranks - 1) / ranks)
     yield "gather users", _ring(ranks, 2 * batch * width * FLOAT, calls=2)
@@ -220,6 +239,11 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
     # more than once (3 each, with the norms'); squares and their gradient (7).
     scaled = passes + problem.ascends
     yield "row gradients", Work(bytes=(4 * scaled + 3 * passes + 7) * n * row)
+    if machine.is_cpu:
+        # Embeddings, unit gradients and scaled gradients of a pass; rows made by fusion, adversary and gradients.
+        embeddings, rows = (2 * passes + scaled) * 2 * n * row, (5 + 3 * passes + 8 * problem.ascends) * n * row
+        fresh = embeddings * (2 * n * row > _ALWAYS_MAPPED) + rows * (n * row > _ALWAYS_MAPPED)
+        yield "new pages", Work(fresh_bytes=fresh)
     if phase == "clean":
         yield "align modalities", _alignment(problem, ranks)
     # Positive scores (or differences) forward and backward, twice backward where the adversary asked for g; the
@@ -312,7 +336,6 @@ def _projection(problem: Problem, n: int) -> Work:
     hidden = sum(problem.visual_hidden) + sum(problem.text_hidden)
     return Work(
         dense_flops=n * flops,
-        feature_bytes=n * features * 2,  # stored as float16
         bytes=n * (features * (2 + 3 * FLOAT) + 16 * hidden * FLOAT),
     )
 

@@ -4,6 +4,7 @@ A cost model divides amounts of work by these rates (parallel/cost_model.py). No
 """
 
 import math
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from uatmc_kernels.tiled._tiles import tile_width
 
 Precision = Literal["fp32", "bf16"]
 Resource = Literal[
-    "score_flops", "dense_flops", "sigmas", "logs", "elementwise", "updates", "bytes", "feature_bytes", "ring_bytes",
-    "exchange_bytes", "collectives",
+    "score_flops", "dense_flops", "sigmas", "logs", "elementwise", "updates", "bytes", "fresh_bytes", "feature_bytes",
+    "ring_bytes", "exchange_bytes", "collectives",
 ]  # fmt: skip
 """What a step uses up; the amounts are explained in cost_model.Work."""
 
@@ -26,6 +27,8 @@ MIB, GIB = 1 << 20, 1 << 30
 # A CPU's rates depend on what is measured beside them; longer is steadier, and a plan should not take minutes.
 _WINDOW_S = 0.15
 _MOST_ROW_BYTES = 32 * MIB
+_FRESH_BYTES = 48 * MIB
+_MOST_BATCH = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,14 @@ _H100_ATTAINED: dict[Resource, float] = {
     "logs": 0.8,
     "elementwise": 0.7,
     "bytes": 0.8,
-    "feature_bytes": 0.05,  # PCIe is 64 GB/s; one thread that gathers and converts rows of a memory map is not
+    "feature_bytes": 1 / 64,  # one thread gathers and converts rows: 1 GB/s measured on a CPU, PCIe does 64
     "ring_bytes": 0.8,
     "exchange_bytes": 0.8,
 }
 _H100_LATENCY_S, _H100_LATENCY_PER_DOUBLING_S = 20e-6, 8e-6
-HOST_S = 10e-3
-"""ASSUMPTION for machines whose steps were not timed: what the smallest step costs on one CPU rank (docs/scaling.md)."""
+HOST_S = 6.5e-3
+"""What a step of tiny tensors costs one CPU rank (measured by benchmarks/scaling.py). That the host of a GPU needs as
+long to launch a step is an ASSUMPTION."""
 
 
 def h100(score_precision: Precision = "fp32") -> Machine:
@@ -135,13 +139,13 @@ def measured(batch: int, embedding_dim: int, rows: int, host_s: float = HOST_S) 
     `batch` makes and row tensors of `rows` x `embedding_dim`.
 
     Collective: all ranks are busy with the same thing at the same time, so that cores, caches and memory are shared
-    as in a step. Rates are means over ranks. Takes about two seconds.
+    as in a step. Rates are those of the slowest rank, for which the others wait. Takes about two seconds.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rates = {**_tile_rates(batch, embedding_dim), **_row_rates(embedding_dim, rows)}
     latency_s = 0.0
     if ranks > 1:
-        latency_s, bandwidth = _collective_costs(ranks, batch * 2 * embedding_dim)
+        latency_s, bandwidth = _collective_costs(ranks, min(batch, _MOST_BATCH) * 2 * embedding_dim)
         rates["ring_bytes"] = rates["exchange_bytes"] = bandwidth
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks
     return Machine(
@@ -179,7 +183,7 @@ def _measure_as_rank(rank: int, ranks: int, port: int, result, *sizes: int) -> N
 
 
 def _tile_rates(batch: int, embedding_dim: int) -> dict[Resource, float]:
-    width = 2 * embedding_dim
+    batch, width = min(batch, _MOST_BATCH), 2 * embedding_dim
     columns = tile_width(batch, 1 << 30, torch.float32)
     users, items = torch.randn(batch, width), torch.randn(columns, width)
     tile, scratch = torch.empty(2, batch, columns).unbind(0)
@@ -233,13 +237,18 @@ def _row_rates(embedding_dim: int, rows: int) -> dict[Resource, float]:
         "dense_flops": _rate(lambda: torch.mm(here, weight), 2 * rows * embedding_dim**2),
         "updates": _rate(lambda: table(ids, offsets).backward(here), here.numel()),
         "feature_bytes": _rate(lambda: raw[::-1].astype("float32"), raw.nbytes),
+        "fresh_bytes": _rate(_touch_new_pages, _FRESH_BYTES),
     }
+
+
+def _touch_new_pages() -> None:
+    torch.frombuffer(mmap.mmap(-1, _FRESH_BYTES), dtype=torch.float32).fill_(1)
 
 
 def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
     """(seconds of a collective without content, bytes a second) from a small and a large sum and gather."""
-    gathered, part = torch.zeros(floats), torch.zeros(floats // ranks)
-    gathered = gathered[: part.numel() * ranks]
+    part = torch.zeros(-(-floats // ranks))
+    gathered = torch.zeros(ranks * part.numel())
 
     def seconds(call: Callable[[], object], repeats: int = 20) -> float:
         call()
@@ -247,7 +256,7 @@ def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
         start = time.perf_counter()
         for _ in range(repeats):
             call()
-        return _mean((time.perf_counter() - start) / repeats)
+        return _of_slowest((time.perf_counter() - start) / repeats)
 
     small = torch.zeros(1)
     latency_s = seconds(lambda: dist.all_reduce(small))
@@ -260,18 +269,22 @@ def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
 def _rate(call: Callable[[], object], amount: float) -> float:
     """Amount a second over a window in which every rank does the same."""
     call()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if _has_peers():
         dist.barrier()
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < _WINDOW_S:
         call()
         count += 1
-    return amount / _mean(elapsed / count)
+    return amount / _of_slowest(elapsed / count)
 
 
-def _mean(value: float) -> float:
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
+def _has_peers() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _of_slowest(seconds: float) -> float:
+    if not _has_peers():
+        return seconds
+    slowest = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return float(slowest)

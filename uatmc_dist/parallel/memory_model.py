@@ -29,7 +29,9 @@ class Component:
     bytes: float
 
 
-def memory_per_rank(problem: Problem, machine: Machine, ranks: int, phase: PhaseName = "adversarial") -> list[Component]:
+def memory_per_rank(
+    problem: Problem, machine: Machine, ranks: int, phase: PhaseName = "adversarial"
+) -> list[Component]:
     """Components of the rank with the largest blocks, at the peak of a step of that phase."""
     if phase == "clean":
         problem = replace(problem, adversary="none")

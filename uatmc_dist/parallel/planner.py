@@ -8,19 +8,20 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 from uatmc_dist.config import Objective
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.vbpr import PhaseName
-from uatmc_dist.parallel.cost_model import FLOAT, Problem, StepCost, step_cost
-from uatmc_dist.parallel.machine import Machine, h100, measured_with_ranks
+from uatmc_dist.parallel.cost_model import Adversary, Problem, StepCost, step_cost
+from uatmc_dist.parallel.machine import Machine, Precision, h100, measured_with_ranks
 from uatmc_dist.parallel.memory_model import Component, fits, memory_per_rank, total
 
 USABLE = 0.9
 """Share of a memory that a plan may fill: allocators leave gaps."""
 MOST_DEVICES = 4096
-PHASES: tuple[PhaseName, PhaseName] = "clean", "adversarial"
+_MOST_ROWS, _MOST_COLUMNS = 10**12, 1 << 24
+_MOST_CPU_RANKS = 64  # as many processes are started to measure them
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ class Plan:
     smallest_devices: int | None
     """Smallest number of devices that both phases fit on; None: none up to MOST_DEVICES."""
 
+    def verdict(self) -> list[str]:
+        """What a person wants to know, a sentence a line."""
+        lines = []
+        for name, phase in self.phases.items():
+            device, host = total(phase.memory, "device"), total(phase.memory, "host")
+            step = phase.step
+            lines.append(
+                f"{name} phase: {1e3 * step.seconds:.1f} ms a step (device {1e3 * step.device_seconds:.1f} ms, at full "
+                f"rates {1e3 * phase.at_full_rates_s:.1f} ms; host {1e3 * step.host_seconds:.1f} ms)"
+            )
+            lines.append(f"{name} phase: bottleneck: {step.bottleneck}; largest term: {step.largest_term}")
+            lines.append(
+                f"{name} phase: {'fits' if phase.fits else 'DOES NOT FIT'}: {device / 1e9:.1f} of "
+                f"{self.machine.device_memory / 1e9:.0f} GB on the device, {host / 1e9:.1f} of "
+                f"{self.machine.host_memory / 1e9:.0f} GB on the host, of which {USABLE:.0%} may be filled"
+            )
+        if self.tables_problem is not None:
+            lines.append(self.tables_problem)
+        smallest = "none" if self.smallest_devices is None else f"{self.smallest_devices}"
+        lines.append(f"smallest number of devices that fits: {smallest} (of up to {MOST_DEVICES})")
+        lines.append(f"machine: {self.machine.name}")
+        return lines
+
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         for name, phase in self.phases.items():
@@ -78,35 +102,42 @@ class Plan:
         return values
 
 
-def plan(
-    problem: Problem, devices: int, nodes: int, device: Literal["h100", "cpu"], clean_objective: Objective = "sampled"
-) -> Plan:
-    """The plan of a run whose adversarial phase is `problem`; `device` cpu measures the CPU at hand.
+def plan(problem: Problem, devices: int, nodes: int | None, device: str, clean_objective: Objective) -> Plan:
+    """The plan of a run whose adversarial phase is `problem`. `device` is h100, or cpu: the one at hand, measured.
+    `nodes` None: as few as hold the devices.
 
     Raises UserError, naming the option, for what makes no sense.
     """
-    _check(problem, devices, nodes, device)
+    _check(problem, devices, nodes, device, clean_objective)
     if device == "h100":
         machine = h100(problem.score_precision)
     else:
         machine = measured_with_ranks(devices, problem.batch_size, problem.embedding_dim, problem.rows(devices))
-    if devices // nodes > machine.ranks_per_node:
-        raise UserError(
-            f"--devices {devices}: {devices // nodes} on each of --nodes {nodes}, but a node of {device} has "
-            f"{machine.ranks_per_node}; give at least --nodes {-(-devices // machine.ranks_per_node)}"
-        )
-    problems = {"clean": replace(problem, objective=clean_objective), "adversarial": problem}
+    enough = -(-devices // machine.ranks_per_node)
+    nodes = enough if nodes is None else nodes
+    if devices % nodes:
+        raise UserError(f"--devices {devices}: not a multiple of --nodes {nodes}; every node has as many")
+    if nodes < enough:
+        raise UserError(f"--nodes {nodes}: --devices {devices} need at least {enough} ({machine.ranks_per_node} each)")
+    problems: dict[PhaseName, Problem] = {
+        "clean": replace(problem, objective=clean_objective, adversary="none"),
+        "adversarial": problem,
+    }
     phases: dict[PhaseName, PhasePlan] = {}
-    for phase in PHASES:
-        memory = memory_per_rank(problems[phase], machine, devices, phase)
-        step = step_cost(problems[phase], machine, devices, nodes, phase)
+    for phase, of_phase in problems.items():
+        memory = memory_per_rank(of_phase, machine, devices, phase)
         full = replace(machine, attained={}, host_s=0.0)
-        floor = step_cost(problems[phase], full, devices, nodes, phase).seconds
-        phases[phase] = PhasePlan(memory, step, floor, fits(memory, machine, USABLE))
+        phases[phase] = PhasePlan(
+            memory=memory,
+            step=step_cost(of_phase, machine, devices, nodes, phase),
+            at_full_rates_s=step_cost(of_phase, full, devices, nodes, phase).seconds,
+            fits=fits(memory, machine, USABLE),
+        )
+    tables, tables_problem = None, None
     try:
-        tables, tables_problem = plan_tables(problem, machine, devices, nodes), None
+        tables = plan_tables(problem, machine, devices, nodes)
     except UserError as error:
-        tables, tables_problem = None, str(error)
+        tables_problem = str(error)
     all_fit = all(phase.fits for phase in phases.values())
     smallest = smallest_devices(problems, machine)
     return Plan(problem, machine, devices, nodes, phases, tables, tables_problem, all_fit, smallest)
@@ -114,7 +145,9 @@ def plan(
 
 def smallest_devices(problems: dict[PhaseName, Problem], machine: Machine) -> int | None:
     """Of 1, 2, 4, ... ranks on one node, then whole nodes: the smallest number on which every phase fits."""
-    return next((devices for devices in candidates(machine.ranks_per_node) if _all_fit(problems, machine, devices)), None)
+    return next(
+        (devices for devices in candidates(machine.ranks_per_node) if _all_fit(problems, machine, devices)), None
+    )
 
 
 def candidates(ranks_per_node: int) -> Iterator[int]:
@@ -126,37 +159,40 @@ def candidates(ranks_per_node: int) -> Iterator[int]:
 
 
 def _all_fit(problems: dict[PhaseName, Problem], machine: Machine, devices: int) -> bool:
-    return all(fits(memory_per_rank(each, machine, devices, phase), machine, USABLE) for phase, each in problems.items())
+    return all(
+        fits(memory_per_rank(each, machine, devices, phase), machine, USABLE) for phase, each in problems.items()
+    )
 
 
-def _check(problem: Problem, devices: int, nodes: int, device: str) -> None:
-    at_least = {
-        "users": (problem.users, 1),
-        "items": (problem.items, 2),
-        "interactions": (problem.interactions, 1),
-        "visual-dim": (problem.visual_dim, 1),
-        "text-dim": (problem.text_dim, 1),
-        "batch": (problem.batch_size, 1),
-        "embedding-dim": (problem.embedding_dim, 1),
-        "devices": (devices, 1),
-        "nodes": (nodes, 1),
+def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean_objective: str) -> None:
+    limits = {
+        "users": (problem.users, 1, _MOST_ROWS),
+        "items": (problem.items, 2, _MOST_ROWS),
+        "interactions": (problem.interactions, 1, _MOST_ROWS),
+        "visual-dim": (problem.visual_dim, 1, _MOST_COLUMNS),
+        "text-dim": (problem.text_dim, 1, _MOST_COLUMNS),
+        "batch": (problem.batch_size, 1, _MOST_COLUMNS),
+        "embedding-dim": (problem.embedding_dim, 1, 4096),
+        "devices": (devices, 1, _MOST_CPU_RANKS if device == "cpu" else MOST_DEVICES),
+        "nodes": (1 if nodes is None else nodes, 1, devices if device == "h100" else 1),
     }
-    for option, (value, least) in at_least.items():
+    choices = {
+        "device": (device, ("h100", "cpu")),
+        "clean-objective": (clean_objective, get_args(Objective)),
+        "objective": (problem.objective, get_args(Objective)),
+        "adversary": (problem.adversary, get_args(Adversary)),
+        "score-precision": (problem.score_precision, get_args(Precision)),
+        "projected-precision": (problem.projected_precision, get_args(Precision)),
+    }
+    for option, (name, known) in choices.items():
+        if name not in known:
+            raise UserError(f"--{option} {name}: {', '.join(known)} are known")
+    for option, (value, least, most) in limits.items():
         if value < least:
             raise UserError(f"--{option} {value}: at least {least} is needed")
-    if nodes > devices:
-        raise UserError(f"--nodes {nodes}: more than --devices {devices}")
-    if devices % nodes:
-        raise UserError(f"--devices {devices}: not a multiple of --nodes {nodes}; every node has as many")
-    if devices > MOST_DEVICES:
-        raise UserError(f"--devices {devices}: plans go up to {MOST_DEVICES}")
-    if device == "cpu" and nodes > 1:
-        raise UserError(f"--nodes {nodes}: --device cpu measures this machine, which is one node")
-    if device == "cpu" and devices > _MOST_CPU_RANKS:
-        raise UserError(f"--devices {devices}: --device cpu starts as many processes here; at most {_MOST_CPU_RANKS}")
-
-
-_MOST_CPU_RANKS = 64
+        if value > most:
+            why = {"nodes": " (no more than --devices)" if device == "h100" else " (--device cpu is this machine)"}
+            raise UserError(f"--{option} {value}: at most {most}{why.get(option, '')}")
 
 
 def plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -> list[TablePlan]:
@@ -201,9 +237,7 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
     )
     # The planner reads the optimiser, whose state it counts, from the parameters.
     optimizers = {"adagrad": torch.optim.Adagrad, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
-    _apply_optimizer_in_backward(
-        optimizers[problem.optimizer], module.parameters(), {"lr": 0.01}, register_hook=False
-    )
+    _apply_optimizer_in_backward(optimizers[problem.optimizer], module.parameters(), {"lr": 0.01}, register_hook=False)
     per_millisecond = 1e-3
     topology = TopologyFactory.create_topology(
         trainer_config=TrainerConfig(
