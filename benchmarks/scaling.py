@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import append, median_ratio
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
 from uatmc_dist.parallel.cost_model import Problem, step_cost
-from uatmc_dist.parallel.machine import measured
+from uatmc_dist.parallel.machine import Machine, measured
+from uatmc_dist.parallel.memory_model import memory_per_rank
 from uatmc_dist.trainer import Position, Trainer
 
 STRONG = (5_000, 20_000, 80_000)
@@ -37,6 +39,15 @@ WEAK = (5_000, 20_000)
 USERS, INTERACTIONS, WIDTH, BATCH = 20_000, 120_000, 32, 1024
 EMPTY = {"users": 300, "items": 200, "interactions": 3000}
 """Steps on this catalog, of 16 pairs in 8 dimensions, compute next to nothing: they cost what the host does."""
+
+
+MADE_BY_A_STEP = (
+    "rows of items in a step",
+    "rows of users in a step",
+    "indices of lookups",
+    "buffers of the score passes",
+)
+"""Components of the memory model that are there at the peak of a step and gone after it."""
 
 
 def catalog_sizes(ranks: int) -> list[int]:
@@ -90,6 +101,14 @@ def as_rank(folder: Path, rounds: int, steps: int) -> None:
         trainer.train_step(trainer.sampler.batch(0, next(indices[case])))
         return time.perf_counter() - start
 
+    def peak_bytes(case: tuple[str, int]) -> int:
+        """Largest sum of what was allocated and not yet freed during one step."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            seconds(case)
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+        return max(itertools.accumulate(sizes))
+
     found: list[dict[str, Any]] = []
     for case in cases:  # the first steps allocate
         seconds(case)
@@ -100,7 +119,7 @@ def as_rank(folder: Path, rounds: int, steps: int) -> None:
             objective, items = case
             asked = problem(items, objective)
             measure = partial(measured, BATCH, asked.embedding_dim, asked.rows(world.size), host_s=0.0)
-            machine = measure()
+            peak, machine = peak_bytes(case), measure()
             for _ in range(steps):
                 taken, before, machine = seconds(case), machine, measure()
                 costs = [step_cost(asked, each, world.size) for each in (before, machine)]
@@ -115,11 +134,16 @@ def as_rank(folder: Path, rounds: int, steps: int) -> None:
                         "rates": machine.rates,
                         "latency_s": machine.latency_s,
                         "empty_s": empty_s,
+                        "peak": [peak, modelled_peak(asked, machine, world.size)],
                     }
                 )
     if world.is_first:
         (folder / f"ranks-{world.size}.json").write_text(json.dumps(found))
     process_group.leave()
+
+
+def modelled_peak(asked: Problem, machine: Machine, ranks: int) -> float:
+    return sum(each.bytes for each in memory_per_rank(asked, machine, ranks) if each.name in MADE_BY_A_STEP)
 
 
 def launch(folder: Path, ranks: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -148,6 +172,7 @@ def summary(found: list[dict[str, Any]], items: int, host_s: float) -> dict[str,
         "predicted": predicted,
         "ratio": median_ratio(predicted, seconds),
         "terms": {**terms, "host": host_s},
+        "peak": steps[0]["peak"],
     }
 
 
@@ -158,14 +183,19 @@ def report(ranks: int, found: list[dict[str, Any]]) -> dict[int, dict[str, Any]]
     constants = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
     fixed = f"fixed {1e3 * host_s:.1f} ms, a step of nothing {1e3 * found[0]['empty_s']:.1f} ms"
     print(f"\n{ranks} rank(s): {fixed}, latency {1e6 * latency_s:.0f} us; a second: {constants}")
-    print("| ranks | items | measured s | predicted s | predicted/measured | largest terms |\n" + "| --- " * 6 + "|")
+    print("| ranks | items | measured s | predicted s | predicted/measured | largest terms | MB measured, model |")
+    print("| --- " * 7 + "|")
     rows = {}
     for items in catalog_sizes(ranks):
         rows[items] = row = summary(found, items, host_s)
         middle, guess = statistics.median(row["seconds"]), statistics.median(row["predicted"])
         largest = sorted(row["terms"].items(), key=lambda term: -term[1])[:5]
         shares = ", ".join(f"{name} {seconds / sum(row['terms'].values()):.0%}" for name, seconds in largest)
-        print(f"| {ranks} | {items:,} | {middle:.3f} | {guess:.3f} | {row['ratio']:.2f} | {shares} |", flush=True)
+        memory = ", ".join(f"{size / 1e6:.1f}" for size in row["peak"])
+        print(
+            f"| {ranks} | {items:,} | {middle:.3f} | {guess:.3f} | {row['ratio']:.2f} | {shares} | {memory} |",
+            flush=True,
+        )
         sizes = {"B": BATCH, "N": items, "ranks": ranks}
         append("scaling", "measured", sizes, row["seconds"], None)
         append("scaling", "predicted", sizes, row["predicted"], None)
