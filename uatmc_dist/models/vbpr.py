@@ -3,18 +3,14 @@
 n  rows of this rank    d  embedding_dim    K  2d with content, d without
 """
 
-from typing import Literal
-
 import torch
 
-from uatmc_dist.config import Config
+from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
 from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
-
-PhaseName = Literal["clean", "adversarial"]
 
 
 class VBPR:

@@ -9,13 +9,19 @@ after the other. docs/scaling.md holds the model against measured steps.
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
-from uatmc_dist.config import AdversarialConfig, ModelConfig, Objective, TablesConfig, TrainingConfig
-from uatmc_dist.models.vbpr import PhaseName
+from uatmc_dist.config import (
+    AdversarialConfig,
+    AdversaryName,
+    ModelConfig,
+    Objective,
+    PhaseName,
+    TableOptimizer,
+    TablesConfig,
+    TrainingConfig,
+)
 from uatmc_dist.parallel.machine import Machine, Precision, Resource
 
-Adversary = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
 FLOAT, INDEX = 4, 8
 # glibc maps what is larger anew (DEFAULT_MMAP_THRESHOLD_MAX), unless the heap happens to have room.
 _ALWAYS_MAPPED = 32 << 20
@@ -35,10 +41,10 @@ class Problem:
     text_hidden: tuple[int, ...] = tuple(ModelConfig().text_hidden)
     embedding_dim: int = ModelConfig().embedding_dim
     batch_size: int = TrainingConfig().batch_size
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = TablesConfig().optimizer
+    optimizer: TableOptimizer = TablesConfig().optimizer
     objective: Objective = AdversarialConfig().objective
     """Of the phase that is asked about."""
-    adversary: Adversary = AdversarialConfig().adversary
+    adversary: AdversaryName = AdversarialConfig().adversary
     score_precision: Precision = "fp32"
     projected_precision: Precision = "fp32"
 

@@ -7,7 +7,7 @@ docs/scaling.md holds the sum against measured peaks.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from uatmc_dist.models.vbpr import PhaseName
+from uatmc_dist.config import PhaseName
 from uatmc_dist.parallel.cost_model import FLOAT, INDEX, Problem
 from uatmc_dist.parallel.machine import GIB, Machine
 from uatmc_kernels.tiled._tiles import tile_width

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from uatmc_dist.config import Objective
+from uatmc_dist.config import AdversaryName, Objective, PhaseName
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.vbpr import PhaseName
-from uatmc_dist.parallel.cost_model import Adversary, Problem, StepCost, step_cost
+from uatmc_dist.parallel.cost_model import Problem, StepCost, step_cost
 from uatmc_dist.parallel.machine import Machine, Precision, h100, measured_with_ranks
 from uatmc_dist.parallel.memory_model import Component, fits, memory_per_rank, total
 
@@ -180,7 +179,7 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
         "device": (device, ("h100", "cpu")),
         "clean-objective": (clean_objective, get_args(Objective)),
         "objective": (problem.objective, get_args(Objective)),
-        "adversary": (problem.adversary, get_args(Adversary)),
+        "adversary": (problem.adversary, get_args(AdversaryName)),
         "score-precision": (problem.score_precision, get_args(Precision)),
         "projected-precision": (problem.projected_precision, get_args(Precision)),
     }
