@@ -372,6 +372,99 @@ def report(
 
 
 @app.command()
+def plan(
+    users: Annotated[int, typer.Option(help="Number of users.")],
+    items: Annotated[int, typer.Option(help="Number of items.")],
+    interactions: Annotated[int | None, typer.Option(help="Training pairs; 20 a user where not given.")] = None,
+    visual_dim: Annotated[int, typer.Option(help="Width of the visual features.")] = 4096,
+    text_dim: Annotated[int, typer.Option(help="Width of the textual features.")] = 384,
+    embedding_dim: Annotated[int, typer.Option(help="model.embedding_dim.")] = 64,
+    batch: Annotated[int, typer.Option(help="training.batch_size, over all devices.")] = 2048,
+    devices: Annotated[int, typer.Option(help="Devices in all; one rank each.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help="Nodes; as few as hold the devices where not given.")] = None,
+    device: Annotated[str, typer.Option(help="h100, or cpu: this machine, measured now.")] = "h100",
+    clean_objective: Annotated[str, typer.Option(help="clean.objective.")] = "sampled",
+    objective: Annotated[str, typer.Option(help="adversarial.objective.")] = "full_catalog",
+    adversary: Annotated[str, typer.Option(help="adversarial.adversary.")] = "uat_mc",
+    score_precision: Annotated[str, typer.Option(help="Numbers of the score passes: fp32 or bf16.")] = "fp32",
+    projected_precision: Annotated[str, typer.Option(help="Numbers of projected features: fp32 or bf16.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
+) -> None:
+    """Memory by rank, tables, step time and its bottleneck, before a run is started; no GPU is needed."""
+    import json
+
+    from uatmc_dist.parallel import planner
+    from uatmc_dist.parallel.cost_model import Problem
+
+    problem = Problem(
+        users=users,
+        items=items,
+        interactions=20 * users if interactions is None else interactions,
+        visual_dim=visual_dim,
+        text_dim=text_dim,
+        embedding_dim=embedding_dim,
+        batch_size=batch,
+        objective=objective,  # type: ignore[arg-type]  # names are checked by the planner, which says them in one line
+        adversary=adversary,  # type: ignore[arg-type]
+        score_precision=score_precision,  # type: ignore[arg-type]
+        projected_precision=projected_precision,  # type: ignore[arg-type]
+    )
+    made = planner.plan(problem, devices, nodes, device, clean_objective)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(made.to_json(), indent=2, allow_nan=False))
+        return
+    for table in (_memory_table(made), *(_step_table(made, phase) for phase in made.phases), _shards_table(made)):
+        console.print(table)
+    for line in made.verdict():
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _memory_table(made: Any) -> Table:
+    table = Table("component", "where", title=f"memory of a rank in GB, {made.devices} rank(s) on {made.nodes} node(s)")
+    for phase in made.phases:
+        table.add_column(f"{phase} phase", justify="right")
+    of_phases = [{(c.place, c.name): c.bytes for c in phase.memory} for phase in made.phases.values()]
+    places = "device", "host"
+    for place in places:
+        for key in dict.fromkeys(key for each in of_phases for key in each if key[0] == place):
+            table.add_row(key[1], place, *(f"{each[key] / 1e9:.3f}" if key in each else "-" for each in of_phases))
+        sums = (sum(size for key, size in each.items() if key[0] == place) for each in of_phases)
+        table.add_row("[bold]sum[/]", place, *(f"[bold]{size / 1e9:.3f}[/]" for size in sums), end_section=True)
+    return table
+
+
+def _step_table(made: Any, phase: str) -> Table:
+    step = made.phases[phase].step
+    table = Table("term", "counts", title=f"a step of the {phase} phase")
+    for column in ("ms", "share"):
+        table.add_column(column, justify="right")
+    table.add_column("limit")
+    whole = sum(term.seconds for term in step.terms)
+    for term in step.terms:
+        counts = ", ".join(f"{amount:.3g} {name}" for name, amount in term.work.counts().items())
+        share = f"{term.seconds / whole:.0%}" if whole else "-"
+        table.add_row(term.name, counts or "-", f"{term.seconds * 1e3:.3f}", share, term.limit)
+    return table
+
+
+def _shards_table(made: Any) -> Table:
+    table = Table("table", "rows x width", "sharding", "shards", title="tables by TorchRec's planner")
+    for column in ("rows a shard", "GB a rank", "ms a step"):
+        table.add_column(column, justify="right")
+    for found in made.tables or ():
+        table.add_row(
+            found.name,
+            f"{found.rows:,} x {found.width}",
+            f"{found.sharding}, {found.kernel}",
+            str(found.shards),
+            f"{found.rows_per_shard:,}",
+            f"{found.bytes_per_rank / 1e9:.3f}",
+            f"{sum(found.milliseconds.values()):.3f}",
+        )
+    return table
+
+
+@app.command()
 def doctor() -> None:
     """Compares the installed packages with the versions that run together."""
     from uatmc_dist import doctor as checks

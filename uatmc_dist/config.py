@@ -15,6 +15,9 @@ Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Objective = Literal["sampled", "full_catalog"]
+PhaseName = Literal["clean", "adversarial"]
+AdversaryName = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
 
 AttackName = Literal[
     "fgsm",
@@ -54,7 +57,7 @@ class ModelConfig(Section):
 class TablesConfig(Section):
     """TorchRec row-wise sharded embedding tables and their in-backward optimiser."""
 
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "adagrad"
+    optimizer: TableOptimizer = "adagrad"
     """Fused optimiser; runs inside backward, on the rows that the step touched."""
     lr: Rate = 0.05
     """Learning rate of the tables."""
@@ -105,7 +108,7 @@ class AdversarialConfig(Section):
     """Passes over the training pairs; 0 leaves the phase out."""
     objective: Objective = "full_catalog"
     """As in the clean phase."""
-    adversary: Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"] = "uat_mc"
+    adversary: AdversaryName = "uat_mc"
     """none: no perturbation. noise: random directions of full length. uat: every item, both modalities, up the
     loss. visual_only, text_only: the same in one modality. uat_mc: both, coordinated. certified: no perturbation;
     every negative's score is raised by the most that the budget can add for the user, in one pass."""

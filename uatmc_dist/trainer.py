@@ -19,7 +19,7 @@ import torch
 from uatmc_dist import runs
 from uatmc_dist.adversary.coordination import LinearView
 from uatmc_dist.adversary.defenses import adversary, certified_bonus
-from uatmc_dist.config import AdversarialConfig, CleanConfig, Config
+from uatmc_dist.config import AdversarialConfig, CleanConfig, Config, PhaseName
 from uatmc_dist.data.batches import Batch, KnownPositives, Sampler
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
@@ -29,7 +29,7 @@ from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
 from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_norms
 from uatmc_dist.models.trained import ModelFile, save_model
-from uatmc_dist.models.vbpr import VBPR, PhaseName
+from uatmc_dist.models.vbpr import VBPR
 from uatmc_dist.parallel.checkpoint import Checkpoints, DamagedCheckpoint
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
 from uatmc_dist.parallel.process_group import World, any_rank

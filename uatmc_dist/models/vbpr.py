@@ -4,11 +4,10 @@ n  rows of this rank    d  embedding_dim    K  2d with content, d without
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
-from uatmc_dist.config import Config
+from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
@@ -16,7 +15,6 @@ from uatmc_dist.models.tables import ShardedTable
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
 
-PhaseName = Literal["clean", "adversarial"]
 NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -1,0 +1,362 @@
+"""What a step of the trainer costs: amounts of work by term, divided by what a machine does in a second.
+
+Each term counts what the code of trainer.train_step does on one rank, for the largest block of items; terms run one
+after the other. docs/scaling.md holds the model against measured steps.
+
+    B  pairs of the global batch    N  items    n  active items of a rank    d  embedding_dim    K = 2d    R  ranks
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+from uatmc_dist.config import (
+    AdversarialConfig,
+    AdversaryName,
+    ModelConfig,
+    Objective,
+    PhaseName,
+    TableOptimizer,
+    TablesConfig,
+    TrainingConfig,
+)
+from uatmc_dist.parallel.machine import Machine, Precision, Resource
+
+FLOAT, INDEX = 4, 8
+# glibc maps what is larger anew (DEFAULT_MMAP_THRESHOLD_MAX), unless the heap happens to have room.
+_ALWAYS_MAPPED = 32 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes and options that decide what a run costs; names and defaults are those of the configuration."""
+
+    users: int
+    items: int
+    interactions: int
+    """Training pairs."""
+    visual_dim: int = 4096
+    text_dim: int = 384
+    visual_hidden: tuple[int, ...] = tuple(ModelConfig().visual_hidden)
+    text_hidden: tuple[int, ...] = tuple(ModelConfig().text_hidden)
+    embedding_dim: int = ModelConfig().embedding_dim
+    batch_size: int = TrainingConfig().batch_size
+    optimizer: TableOptimizer = TablesConfig().optimizer
+    objective: Objective = AdversarialConfig().objective
+    """Of the phase that is asked about."""
+    adversary: AdversaryName = AdversarialConfig().adversary
+    score_precision: Precision = "fp32"
+    projected_precision: Precision = "fp32"
+
+    @property
+    def width(self) -> int:
+        return 2 * self.embedding_dim
+
+    @property
+    def perturbs(self) -> bool:
+        return self.adversary not in ("none", "certified")
+
+    @property
+    def ascends(self) -> bool:
+        return self.perturbs and self.adversary != "noise"
+
+    @property
+    def coordinates(self) -> bool:
+        return self.adversary == "uat_mc"
+
+    def rows(self, ranks: int) -> int:
+        """n: items of the largest block that a step touches; for the sampled objective what evenly drawn items of
+        the batch would be, an upper bound of the mean."""
+        if self.objective == "full_catalog":
+            return -(-self.items // ranks)
+        distinct = self.items * (1 - (1 - 1 / self.items) ** (2 * self.batch_size))
+        return -(-round(distinct) // ranks)
+
+    def layers(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the projectors' linear layers."""
+        widths = (
+            (self.visual_dim, *self.visual_hidden, self.embedding_dim),
+            (self.text_dim, *self.text_hidden, self.embedding_dim),
+        )
+        return [pair for each in widths for pair in pairwise(each)]
+
+    def dense_parameters(self, phase: PhaseName) -> int:
+        """Parameters that train: fusion, and in the clean phase the projectors with their LayerNorms."""
+        fusion = 2 * self.embedding_dim**2 + self.embedding_dim
+        if phase == "adversarial":
+            return fusion
+        norms = 2 * (sum(self.visual_hidden) + sum(self.text_hidden))
+        return fusion + 1 + norms + sum((inputs + 1) * outputs for inputs, outputs in self.layers())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a term uses up on one rank."""
+
+    score_flops: float = 0.0
+    """Multiplications and additions of the products of the score passes."""
+    dense_flops: float = 0.0
+    """The same of PyTorch's own products: projectors, fusion, coordinate and perturb."""
+    sigmas: float = 0.0
+    """Sigmoids, each an exponential and a reciprocal."""
+    logs: float = 0.0
+    elementwise: float = 0.0
+    """CPU: numbers that a pass over a tile in the cache goes through. GPU: instructions of one lane."""
+    updates: float = 0.0
+    """Floats of embedding rows looked up and updated by the fused optimiser, where that is not bound by memory."""
+    bytes: float = 0.0
+    """Read from and written to memory, by tensors of one row an item or a user."""
+    fresh_bytes: float = 0.0
+    """CPU: of new tensors that the C library takes from the system and gives back, page by page, each time."""
+    feature_bytes: float = 0.0
+    """Raw features read on the host."""
+    ring_bytes: float = 0.0
+    """Sent by this rank in all-reduce, all-gather and reduce-scatter."""
+    exchange_bytes: float = 0.0
+    """Sent by this rank in all-to-all."""
+    collectives: int = 0
+
+    def counts(self) -> dict[str, float]:
+        return {name: amount for name, amount in asdict(self).items() if amount}
+
+
+@dataclass(frozen=True)
+class Term:
+    name: str
+    work: Work
+    seconds: float
+    seconds_by_resource: dict[Resource, float]
+
+    @property
+    def limit(self) -> str:
+        return max(self.seconds_by_resource, key=self.seconds_by_resource.__getitem__) if self.seconds else "-"
+
+
+@dataclass(frozen=True)
+class StepCost:
+    phase: PhaseName
+    terms: tuple[Term, ...]
+    device_seconds: float
+    """All terms but the reading of features."""
+    host_seconds: float
+    """The fixed cost of a step, and the reading of features."""
+    seconds: float
+
+    @property
+    def largest_term(self) -> str:
+        largest = max(self.terms, key=lambda term: term.seconds)
+        return f"{largest.name} ({LIMITS[largest.limit]})"
+
+    @property
+    def bottleneck(self) -> str:
+        """The largest term and what limits it, or the host, where its fixed cost is more than all terms together."""
+        fixed = self.host_seconds - _reading(self.terms)
+        return FIXED if fixed > sum(term.seconds for term in self.terms) else self.largest_term
+
+
+FIXED = "the host's fixed cost (launching a step takes longer than doing it)"
+
+
+LIMITS = {
+    "score_flops": "products of the score passes",
+    "dense_flops": "dense products",
+    "sigmas": "exponentials",
+    "logs": "logarithms",
+    "elementwise": "instructions of the score passes",
+    "updates": "updates of embedding rows",
+    "bytes": "memory bandwidth",
+    "fresh_bytes": "page faults of new tensors",
+    "feature_bytes": "reading raw features",
+    "ring_bytes": "network bandwidth",
+    "exchange_bytes": "network bandwidth",
+    "collectives": "latency of collectives",
+    "-": "nothing",
+}
+
+# Instructions of a lane for each score on an H100 by (precision, K): sweep by users, sweep by items, HVP. Read from
+# the compiled kernels (docs/kernels.md, "What they compile to"); a width in between takes the next one.
+H100_INSTRUCTIONS: dict[tuple[Precision, int], tuple[float, float, float]] = {
+    ("bf16", 32): (23.3, 14.5, 28.2),
+    ("bf16", 64): (25.1, 14.8, 29.3),
+    ("bf16", 128): (32.4, 15.8, 30.2),
+    ("bf16", 256): (48.9, 33.4, 48.7),
+    ("fp32", 32): (42.1, 33.1, 50.0),
+    ("fp32", 64): (56.9, 51.5, 55.9),
+    ("fp32", 128): (167.5, 105.2, 164.5),
+    ("fp32", 256): (259.5, 162.8, 287.0),
+}
+
+
+def step_cost(
+    problem: Problem, machine: Machine, ranks: int, nodes: int = 1, phase: PhaseName = "adversarial"
+) -> StepCost:
+    """Seconds of one step with `ranks` ranks on `nodes` nodes, by term."""
+    terms = [_priced(name, work, machine, nodes) for name, work in _terms(problem, machine, ranks, phase)]
+    host = machine.host_s + _reading(terms)
+    device = sum(term.seconds for term in terms) - _reading(terms)
+    seconds = max(device, host) if machine.overlaps else device + host
+    return StepCost(phase, tuple(terms), device, host, seconds)
+
+
+def _reading(terms: Iterable[Term]) -> float:
+    return sum(term.seconds_by_resource.get("feature_bytes", 0.0) for term in terms)
+
+
+def _priced(name: str, work: Work, machine: Machine, nodes: int) -> Term:
+    on_rank: dict[Resource, float] = {}
+    network: tuple[Resource, ...] = ("ring_bytes", "exchange_bytes", "collectives")
+    for resource, amount in work.counts().items():
+        if resource not in network:
+            on_rank[resource] = amount / machine.rate(resource)  # type: ignore[index, arg-type]
+    sent = machine.network_seconds(work.ring_bytes, work.exchange_bytes, work.collectives, nodes)
+    busy = on_rank.values()
+    seconds = (max(busy, default=0.0) if machine.overlaps else sum(busy)) + sum(sent.values())
+    return Term(name, work, seconds, {name: value for name, value in (on_rank | sent).items() if value})
+
+
+def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> Iterator[tuple[str, Work]]:
+    if phase == "clean":
+        problem = replace(problem, adversary="none")
+    n, d, width = problem.rows(ranks), problem.embedding_dim, problem.width
+    batch, share = problem.batch_size, -(-problem.batch_size // ranks)
+    row = d * FLOAT  # a float32 row of an item; two of them are an embedding
+    passes = 2 if problem.perturbs else 1
+
+    if phase == "clean":
+        features = problem.visual_dim + problem.text_dim
+        yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
+        yield "project", _projection(problem, n)
+    yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=(ranks - 1) / ranks)
+    yield "gather users", _ring(ranks, 2 * batch * width * FLOAT, calls=2)
+    yield "item rows", _lookup(problem, machine, ranks, n, d, elsewhere=0.0)
+    # Forward of a fusion: two products read and written (4), summed (3), joined to the identities (4). Backward:
+    # gradient read for each matrix and the bias, inputs read (5); products of weights alone, the rows are constants.
+    yield "fuse", Work(dense_flops=passes * 8 * n * d**2, bytes=passes * 16 * n * row)
+    yield "score, clean", _scores(problem, machine, n)
+    if problem.ascends:
+        yield "adversary", _ascent(problem, machine, n)
+        if problem.coordinates:
+            yield "score, HVP", _hvp(problem, machine, n)
+    elif problem.perturbs:  # noise: drawn, scaled, added
+        yield "adversary", Work(bytes=14 * n * row, elementwise=8 * n * d)
+    if problem.perturbs:
+        yield "score, perturbed", _scores(problem, machine, n)
+    # The unit gradients of each pass, scaled (4); those of the adversary once more; added up where items are used
+    # more than once (3 each, with the norms'); squares and their gradient (7).
+    scaled = passes + problem.ascends
+    yield "row gradients", Work(bytes=(4 * scaled + 3 * passes + 7) * n * row)
+    if machine.is_cpu:
+        # Embeddings, unit gradients and scaled gradients of a pass; rows made by fusion, adversary and gradients.
+        embeddings, rows = (2 * passes + scaled) * 2 * n * row, (5 + 3 * passes + 8 * problem.ascends) * n * row
+        fresh = embeddings * (2 * n * row > _ALWAYS_MAPPED) + rows * (n * row > _ALWAYS_MAPPED)
+        yield "new pages", Work(fresh_bytes=fresh)
+    if phase == "clean":
+        yield "align modalities", _alignment(problem, ranks)
+    # Positive scores (or differences) forward and backward, twice backward where the adversary asked for g; the
+    # HVP's two; norms and their backward; the check for NaN.
+    sums = 2 * passes + problem.ascends + 2 * problem.coordinates + 3
+    yield "sums over ranks", _ring(ranks, 2 * sums * batch * FLOAT, calls=sums)
+    parameters = problem.dense_parameters(phase)
+    dense = _ring(ranks, 2 * parameters * FLOAT, calls=1)
+    yield "dense update", replace(dense, bytes=7 * parameters * FLOAT)
+
+
+def _ring(ranks: int, sent: float, calls: int) -> Work:
+    """Collectives in which all but this rank's own part of `sent` bytes goes around."""
+    return Work() if ranks == 1 else Work(ring_bytes=sent * (ranks - 1) / ranks, collectives=calls)
+
+
+def _lookup(problem: Problem, machine: Machine, ranks: int, rows: int, dim: int, elsewhere: float) -> Work:
+    """TorchRec's lookup of so many rows and their update; a share of them lives `elsewhere`."""
+    state = {"adagrad": 2 * dim, "rowwise_adagrad": 2, "sgd": 0}[problem.optimizer]
+    floats = rows * dim
+    # Looked up (2), divided by the world size (2), gradient read (1), row read and written (2), state the same;
+    # each way through an all-to-all adds a copy (2 and 2), also where all rows stay at home.
+    traffic = FLOAT * (7 * floats + rows * state + (4 * floats if ranks > 1 else 0)) + 8 * rows * INDEX
+    return Work(
+        bytes=traffic,
+        updates=floats if machine.is_cpu else 0.0,
+        exchange_bytes=elsewhere * rows * (2 * dim * FLOAT + 2 * INDEX),
+        collectives=5 if ranks > 1 else 0,  # lengths, splits, ids; rows; gradients
+    )
+
+
+def _scores(problem: Problem, machine: Machine, n: int) -> Work:
+    """Loss, and gradients of users and items."""
+    batch, width = problem.batch_size, problem.width
+    if problem.objective == "sampled":  # two rows a pair are picked, multiplied, summed, and the same backward
+        return Work(bytes=20 * batch * width * FLOAT, sigmas=2 * batch, logs=batch)
+    scores, rows = batch * n, (batch + n) * width * FLOAT
+    if machine.is_cpu:
+        # In each tile: the start of the product, clamp, its sum, 1 - sigma, minimum, sum of sigma; then halves of
+        # products of four (3/4), their sign and their sum (1/4 each). One logarithm for four scores.
+        return Work(
+            score_flops=6 * scores * width, sigmas=scores, logs=scores / 4, elementwise=7.25 * scores, bytes=2 * rows
+        )
+    # Two sweeps: users own tiles in one, items in the other, and scores are computed in both.
+    by_users, by_items, _ = _instructions(problem)
+    return Work(
+        score_flops=8 * scores * width,
+        sigmas=2 * scores,
+        logs=scores / 16,
+        elementwise=(by_users + by_items) * scores,
+        bytes=3 * rows,
+    )
+
+
+def _hvp(problem: Problem, machine: Machine, n: int) -> Work:
+    """Scores and their change along omega, then gradients of the content half; one sweep everywhere."""
+    batch, width, d = problem.batch_size, problem.width, problem.embedding_dim
+    if problem.objective == "sampled":
+        return Work(bytes=20 * batch * d * FLOAT, sigmas=batch)
+    scores = batch * n
+    rows = (batch * width + n * (width + 2 * d)) * FLOAT
+    passes = 4 if machine.is_cpu else _instructions(problem)[2]  # two starts of a product, sigma's slope, its sum
+    return Work(score_flops=2 * scores * (width + 2 * d), sigmas=scores, elementwise=passes * scores, bytes=rows)
+
+
+def _ascent(problem: Problem, machine: Machine, n: int) -> Work:
+    """The rows' part of the adversary: coordinate, perturb, and adding what they give."""
+    d = problem.embedding_dim
+    row = d * FLOAT
+    # g made contiguous (2); perturb reads g, v, t and writes both deltas (5); both are added (6).
+    work = Work(dense_flops=4 * n * d**2, bytes=13 * n * row, elementwise=8 * n * d if machine.is_cpu else 0)
+    if not problem.coordinates:
+        return work
+    # coordinate reads g and writes omega (2); omega is scaled (2), HVP divided (2) and added to g (3).
+    return replace(
+        work,
+        dense_flops=work.dense_flops + 8 * n * d**2,
+        bytes=work.bytes + 9 * n * row,
+        elementwise=work.elementwise + (16 * n * d if machine.is_cpu else 0),
+    )
+
+
+def _projection(problem: Problem, n: int) -> Work:
+    """Raw features to unit rows and back; no gradient goes to the features."""
+    layers = problem.layers()
+    first = problem.visual_dim, problem.text_dim
+    flops = sum(2 * inputs * outputs * (2 if inputs in first else 3) for inputs, outputs in layers)
+    features = problem.visual_dim + problem.text_dim
+    # A hidden number is written and read some 16 times: ReLU, LayerNorm and their gradients.
+    hidden = sum(problem.visual_hidden) + sum(problem.text_hidden)
+    return Work(
+        dense_flops=n * flops,
+        bytes=n * (features * (2 + 3 * FLOAT) + 16 * hidden * FLOAT),
+    )
+
+
+def _alignment(problem: Problem, ranks: int) -> Work:
+    """InfoNCE between the modalities of the batch's items."""
+    batch, d = problem.batch_size, problem.embedding_dim
+    own = -(-batch // ranks)
+    work = _ring(ranks, 2 * batch * 2 * d * FLOAT, calls=2)
+    return replace(work, dense_flops=12 * own * batch * d, bytes=2 * 8 * own * batch * FLOAT)
+
+
+def _instructions(problem: Problem) -> tuple[float, float, float]:
+    widths = sorted(width for precision, width in H100_INSTRUCTIONS if precision == problem.score_precision)
+    width = next((width for width in widths if width >= problem.width), widths[-1])
+    by_users, by_items, hvp = H100_INSTRUCTIONS[problem.score_precision, width]
+    beyond = max(1.0, problem.width / width)
+    return by_users * beyond, by_items * beyond, hvp * beyond

@@ -1,0 +1,122 @@
+"""Bytes that one rank holds at the peak of a step, by component; sizes as trainer.train_step keeps them.
+
+Nothing here grows with B x N or N x N: each component is rows x width, B x width or a constant.
+docs/scaling.md holds the sum against measured peaks.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from uatmc_dist.config import PhaseName
+from uatmc_dist.parallel.cost_model import FLOAT, INDEX, Problem
+from uatmc_dist.parallel.machine import GIB, Machine
+from uatmc_kernels.tiled._tiles import tile_width
+
+Place = Literal["device", "host"]
+
+# ASSUMPTIONS: CUDA context, cuBLAS and NCCL buffers on a device; Python with its imports on the host.
+_CUDA_BYTES, _PROCESS_BYTES = 2 * GIB, 0.8 * GIB
+# Programs that a Triton sweep starts at most on an H100 (4 for each multiprocessor), and users of a tile.
+_PROGRAMS, _TILE_USERS = 4 * 132, 128
+# Bytes of indices for each row of a lookup: ids, lengths, offsets, and their copies sorted by rank.
+_INDICES_PER_ROW = 10 * INDEX
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str
+    place: Place
+    bytes: float
+
+
+def memory_per_rank(
+    problem: Problem, machine: Machine, ranks: int, phase: PhaseName = "adversarial"
+) -> list[Component]:
+    """Components of the rank with the largest blocks, at the peak of a step of that phase."""
+    if phase == "clean":
+        problem = replace(problem, adversary="none")
+    users, block = -(-problem.users // ranks), -(-problem.items // ranks)
+    n, d, width, batch = problem.rows(ranks), problem.embedding_dim, problem.width, problem.batch_size
+    state_of = {"adagrad": lambda dim: dim, "rowwise_adagrad": lambda dim: 1, "sgd": lambda dim: 0}[problem.optimizer]
+    dense = problem.dense_parameters("clean") + 3 * problem.dense_parameters(phase)  # weights, gradients, two moments
+    found: list[tuple[str, Place, float]] = [
+        ("user table", "device", users * width * FLOAT),
+        ("user table, optimiser state", "device", users * state_of(width) * FLOAT),
+        ("item table", "device", block * d * FLOAT),
+        ("item table, optimiser state", "device", block * state_of(d) * FLOAT),
+        ("dense part with AdamW", "device", dense * FLOAT),
+        ("rows of items in a step", "device", _row_floats(problem) * n * d * FLOAT),
+        ("rows of users in a step", "device", _user_rows(problem, ranks) * batch * width * FLOAT),
+        ("indices of lookups", "device", _INDICES_PER_ROW * (n + -(-batch // ranks))),
+        ("buffers of the score passes", "device", _score_buffers(problem, machine)),
+    ]
+    if phase == "adversarial":
+        size = 2 if problem.projected_precision == "bf16" else FLOAT
+        found.append(("projected features", "device", 2 * block * d * size))
+    else:
+        found.append(("raw features and activations", "device", _projection_floats(problem) * n * FLOAT))
+        found.append(("alignment of modalities", "device", 4 * -(-batch // ranks) * batch * FLOAT))
+        read = 2 * (problem.visual_dim + problem.text_dim)  # float16 rows, before they become float32
+        found.append(("raw features read", "host", n * read))
+    found += [
+        ("training pairs and their order", "host", 3 * INDEX * problem.interactions),
+        ("known positives", "host", 2 * INDEX * problem.interactions + INDEX * problem.users),
+        ("process and libraries", "host", _PROCESS_BYTES),
+    ]
+    if not machine.is_cpu:
+        found.append(("CUDA context and libraries", "device", _CUDA_BYTES))
+    return [Component(*each) for each in found]
+
+
+def total(components: list[Component], place: Place) -> float:
+    return sum(component.bytes for component in components if component.place == place)
+
+
+def fits(components: list[Component], machine: Machine, usable: float) -> bool:
+    """Whether device and host each stay within that share of their memory; on a CPU they are one."""
+    device, host = total(components, "device"), total(components, "host")
+    if machine.is_cpu:
+        return device + host <= usable * machine.device_memory
+    return device <= usable * machine.device_memory and host <= usable * machine.host_memory
+
+
+def _row_floats(problem: Problem) -> float:
+    """Tensors of n x d float32 numbers that are alive together, early in the backward pass."""
+    # Identity, content, [identity, content] (2), unit gradients of the clean pass (2), gradients being made (2).
+    alive = 8.0
+    if problem.perturbs:
+        # Both deltas and both moved rows (4), perturbed content, its embedding (2) and unit gradients (2).
+        alive += 9
+    if problem.projected_precision == "bf16":
+        # The fusion keeps float32 copies of both rows for its backward; the deltas are bfloat16.
+        alive += 2 - problem.perturbs
+    if problem.score_precision == "bf16":
+        alive += 2 if problem.perturbs else 1  # embeddings in bfloat16 beside those in float32
+    return alive
+
+
+def _user_rows(problem: Problem, ranks: int) -> float:
+    """Tensors of B x K: looked up, gathered, padded; for each pass gradients and their sum, and rows of the pairs
+    whose items are here."""
+    passes = 2 if problem.perturbs else 1
+    by_pair = (4 if problem.objective == "sampled" else 2) / ranks
+    return 4 + passes * (2 + by_pair)
+
+
+def _score_buffers(problem: Problem, machine: Machine) -> float:
+    if problem.objective == "sampled":
+        return 0.0
+    if machine.is_cpu:
+        import torch
+
+        return 2 * problem.batch_size * tile_width(problem.batch_size, problem.items, torch.float32) * FLOAT
+    return _PROGRAMS * (problem.batch_size + _TILE_USERS * problem.width) * FLOAT
+
+
+def _projection_floats(problem: Problem) -> float:
+    """float32 numbers by item: raw rows, results of ReLU and LayerNorm, outputs before and after scaling. Gradients
+    of the widest layer come when the other tensors of a row are gone: only what they need beyond those counts."""
+    hidden = (*problem.visual_hidden, *problem.text_hidden)
+    raw = problem.visual_dim + problem.text_dim
+    beyond = max(0.0, 2 * max(hidden, default=0) - _row_floats(problem) * problem.embedding_dim)
+    return raw + 2 * sum(hidden) + 4 * problem.embedding_dim + beyond
