@@ -6,6 +6,7 @@ evaluation.json  attack.json  certificate.json  certificate.parquet  mismatch.js
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -30,6 +31,11 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         return (self.model / "model.safetensors").exists()
+
+    def is_of_launch(self, launch: str | None) -> bool:
+        """Whether this start of the ranks has begun the run itself: then --overwrite has done its work."""
+        environment = self.read_json("environment.json") or {}
+        return launch is not None and environment.get("launch") == launch
 
     def check(self, config: Config, overwrite: bool) -> None:
         """UserError where the command would overwrite a finished run, or go on with other options."""
@@ -83,6 +89,12 @@ def opened_run(path: Path) -> RunFolder:
     return run
 
 
+def launch_id() -> str | None:
+    """torchrun's --rdzv_id, which its restarts keep; None where there is none."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
+
+
 def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for package in _RECORDED_PACKAGES:
@@ -96,6 +108,7 @@ def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "world_size": world_size,
         "git_commit": _git_commit(),
+        "launch": launch_id(),
         "seed": seed,
     }
 

@@ -79,6 +79,8 @@ class Trainer:
         if self.catalog.num_items < 2:
             raise UserError(f"{config.catalog}: {self.catalog.num_items} item; ranking needs at least 2")
         self.run = runs.RunFolder(config.run_dir)
+        # A machine that comes back to the ranks that go on must not delete what they did.
+        overwrite = overwrite and not self.run.is_of_launch(runs.launch_id())
         self.run.check(config, overwrite)
         self._start_from = None if config.start_from is None else ModelFile(config.start_from)
         if self._start_from is not None:

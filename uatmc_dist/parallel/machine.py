@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from uatmc_kernels.tiled._tiles import tile_width
+from uatmc_kernels.tiled import tile_width
 
 Precision = Literal["fp32", "bf16"]
 Resource = Literal[

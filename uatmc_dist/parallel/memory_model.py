@@ -10,7 +10,7 @@ from typing import Literal
 from uatmc_dist.config import PhaseName
 from uatmc_dist.parallel.cost_model import FLOAT, INDEX, Problem
 from uatmc_dist.parallel.machine import GIB, Machine
-from uatmc_kernels.tiled._tiles import tile_width
+from uatmc_kernels.tiled import tile_width
 
 Place = Literal["device", "host"]
 

@@ -1,5 +1,6 @@
 """Tiles over items, flat memory, any device: what runs where there is no GPU."""
 
+from uatmc_kernels.tiled._tiles import tile_width
 from uatmc_kernels.tiled.bpr_all_items import (
     bpr_item_gradients,
     bpr_loss,
@@ -22,5 +23,6 @@ __all__ = [
     "count_above",
     "perturb",
     "perturbed_content",
+    "tile_width",
     "topk_all_items",
 ]
