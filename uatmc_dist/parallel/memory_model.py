@@ -85,13 +85,12 @@ def _row_floats(problem: Problem) -> float:
     # Identity, content, [identity, content] (2), unit gradients of the clean pass (2), gradients being made (2).
     alive = 8.0
     if problem.perturbs:
-        # Both deltas and both moved rows (4), perturbed content, its embedding (2) and unit gradients (2).
-        alive += 9
+        # Both moved rows (2), the perturbed embedding (2) and its unit gradients (2).
+        alive += 6
     if problem.projected_precision == "bf16":
-        # The fusion keeps float32 copies of both rows for its backward; the deltas are bfloat16.
-        alive += 2 - problem.perturbs
+        alive += 2  # both rows in float32, for the length of the step
     if problem.score_precision == "bf16":
-        alive += 2 if problem.perturbs else 1  # embeddings in bfloat16 beside those in float32
+        alive += 2  # embeddings and gradients in bfloat16 beside those in float32
     return alive
 
 
