@@ -1,6 +1,5 @@
 """`uatmc`: thin calls into the rooms, and the tables that a person reads."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from uatmc_dist import command
 from uatmc_dist.errors import UserError
 from uatmc_dist.progress import shown
 
@@ -522,8 +522,4 @@ def _tell_written(path: Path) -> None:
 
 
 def main() -> None:
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(app)

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from uatmc_dist import command
 from uatmc_dist.config import Config, iterate_options, load_config
 from uatmc_dist.errors import UserError
 
@@ -85,4 +86,4 @@ def _tell(error: UserError) -> None:
 
 
 def main() -> None:
-    app()
+    command.run(app)

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -172,6 +173,7 @@ def measured_with_ranks(ranks: int, batch: int, embedding_dim: int, rows: int) -
 
 
 def _measure_as_rank(rank: int, ranks: int, port: int, result, *sizes: int) -> None:  # type: ignore[no-untyped-def]
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of collectives with other names
     torch.set_num_threads(max((os.cpu_count() or 1) // ranks, 1))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)

@@ -1,0 +1,31 @@
+"""Running a command-line program: what is wrong with its arguments is one line, as everything else that is wrong."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from uatmc_dist.errors import UserError
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Exits with 0, with the code of a command, with 130 after Ctrl-C, or with 2 and one line on standard error."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.Abort:
+        sys.exit(130)
+    except UserError as error:
+        _fail(str(error))
+    except Exception as error:
+        # Errors of usage are click's own, which typer has inside in some versions and beside it in others.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        _fail(error.format_message())
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
