@@ -140,7 +140,7 @@ def measured(batch: int, embedding_dim: int, rows: int, host_s: float = HOST_S) 
     `batch` makes and row tensors of `rows` x `embedding_dim`.
 
     Collective: all ranks are busy with the same thing at the same time, so that cores, caches and memory are shared
-    as in a step. Rates are those of the slowest rank, for which the others wait. Takes about two seconds.
+    as in a step; each does the same amount of work, until the last one is done. Takes about two seconds.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rates = {**_tile_rates(batch, embedding_dim), **_row_rates(embedding_dim, rows)}
@@ -254,11 +254,7 @@ def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
 
     def seconds(call: Callable[[], object], repeats: int = 20) -> float:
         call()
-        dist.barrier()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return _of_slowest((time.perf_counter() - start) / repeats)
+        return _seconds(call, repeats) / repeats
 
     small = torch.zeros(1)
     latency_s = seconds(lambda: dist.all_reduce(small))
@@ -269,15 +265,21 @@ def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
 
 
 def _rate(call: Callable[[], object], amount: float) -> float:
-    """Amount a second over a window in which every rank does the same."""
+    """Amount a second where every rank does the same work, until the last one is done: ranks that share cores take
+    turns, and in a window of time one of them may hardly have had any."""
     call()
+    count = max(1, round(_WINDOW_S / _seconds(call, 1)))
+    return amount * count / _seconds(call, count)
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    """Until the slowest rank has called so many times."""
     if _has_peers():
         dist.barrier()
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _WINDOW_S:
+    start = time.perf_counter()
+    for _ in range(count):
         call()
-        count += 1
-    return amount / _of_slowest(elapsed / count)
+    return _of_slowest(time.perf_counter() - start)
 
 
 def _has_peers() -> bool:
