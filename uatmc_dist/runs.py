@@ -61,10 +61,12 @@ class RunFolder:
             shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._config.write_text(dump_config(config), encoding="utf-8")
+            (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another output_dir=...") from None
-        self._config.write_text(dump_config(config), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); free space, or give another output_dir=..."
+            ) from None
 
     def write_json(self, name: str, values: dict[str, Any]) -> Path:
         """Whole or not at all: an interruption leaves what was there."""

@@ -248,7 +248,10 @@ class Trainer:
         batch_size = self.config.training.batch_size
         self.sampler = Sampler(users, items, self.known, self.catalog.num_items, batch_size, seed)
         if self.world.is_first and self._log is None:
-            self._log = MetricsLog(self.run.metrics, self.run.tensorboard, position.step)
+            try:
+                self._log = MetricsLog(self.run.metrics, self.run.tensorboard, position.step)
+            except OSError as error:
+                raise UserError(f"{self.run.path}: the logs cannot be written ({error.strerror}); free space") from None
 
     def _run_phase(self) -> None:
         total = self.phase.epochs * self.sampler.batches_per_epoch

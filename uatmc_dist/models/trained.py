@@ -18,20 +18,30 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
+from uatmc_dist.parallel.process_group import any_rank
 
 FILE = "model.safetensors"
 
 
 def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> None:
-    """Collective: `tables` holds each rank's rows of users and items, which rank 0 gathers and writes."""
+    """Collective: `tables` holds each rank's rows of users and items, which rank 0 gathers and writes.
+
+    Raises UserError on every rank where they cannot be written.
+    """
     gathered = {name: _gather_on_first(rows) for name, rows in tables.items()}
+    problem = None
     if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tensors = {**gathered, **{f"dense.{name}": weight.cpu().contiguous() for name, weight in dense.items()}}
-        save_file(tensors, folder / f".{FILE}")
-        (folder / f".{FILE}").replace(folder / FILE)
-    dist.barrier()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            save_file(tensors, folder / f".{FILE}")
+            (folder / f".{FILE}").replace(folder / FILE)
+        except (OSError, SafetensorError) as error:
+            (folder / f".{FILE}").unlink(missing_ok=True)
+            problem = f"{folder}: the model cannot be written ({error}); free space, and the same command goes on"
+    if any_rank(int(problem is not None)):
+        raise UserError(problem or f"{folder}: the model cannot be written")
 
 
 def _gather_on_first(rows: torch.Tensor) -> torch.Tensor:
