@@ -38,6 +38,14 @@ def shown(unit: str, by_this_rank: bool = True) -> Iterator[Callable[[int, int],
         line = PlainProgress(unit)
         yield lambda done, total: line.tell(done, total)
     else:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(unit, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        bar = Progress(console=console, transient=True)
+        task = bar.add_task(unit, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.start()  # not before there is something to tell
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield tell
+        finally:
+            bar.stop()
