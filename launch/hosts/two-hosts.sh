@@ -57,21 +57,8 @@ for machine in "$north" "$south"; do
 done
 
 export OMP_NUM_THREADS=1
-python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 \
-    --items 203 --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
-cat >"$folder/tiny.yaml" <<YAML
-name: tiny
-catalog: $folder/catalog
-output_dir: $folder/runs
-model: {embedding_dim: 8, visual_hidden: [16, 12], text_hidden: [12]}
-tables: {lr: 0.1}
-training: {batch_size: 128, lr: 0.01}
-clean: {epochs: 20, objective: full_catalog}
-adversarial: {epochs: 8}
-evaluation: {users_per_batch: 100, every_epochs: 10}
-checkpoint: {every_steps: 20}
-logging: {every_steps: 1}
-YAML
+source tests/tiny_run.sh
+make_tiny_run "$folder" 20
 runs=$folder/runs
 steps() { wc -l 2>/dev/null <"$runs/two-hosts/metrics.jsonl" || echo 0; }
 wait_for_steps() { # COUNT

@@ -107,25 +107,12 @@ done
     fail "the nodes did not come up: $(tail -n 5 "$cluster"/*.log)"
 say "two nodes are idle: $(sinfo --version), $(scontrol show hostnames n[1-2] | tr '\n' ' ')"
 
-# The work: some 250 steps, a metrics line each.
+# The work.
 
 export OMP_NUM_THREADS=1
 export GLOO_SOCKET_IFNAME=lo # both nodes are this machine
-python -c 'from uatmc_dist.cli import main; main()' data synthesize "$folder/catalog" --overwrite --users 230 \
-    --items 203 --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
-cat >"$folder/tiny.yaml" <<YAML
-name: tiny
-catalog: $folder/catalog
-output_dir: $folder/runs
-model: {embedding_dim: 8, visual_hidden: [16, 12], text_hidden: [12]}
-tables: {lr: 0.1}
-training: {batch_size: 128, lr: 0.01}
-clean: {epochs: 20, objective: full_catalog}
-adversarial: {epochs: 8}
-evaluation: {users_per_batch: 100, every_epochs: 10}
-checkpoint: {every_steps: 100}
-logging: {every_steps: 1}
-YAML
+source tests/tiny_run.sh
+make_tiny_run "$folder" 100
 runs=$folder/runs
 submit() { # [OPTION ...] CONFIG [OVERRIDE ...]: the number of the job
     launch/slurm/submit.sh --logs "$folder" "$@" | grep -o '[0-9]*$'
