@@ -77,18 +77,6 @@ def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, t
     assert_same(losses(run), undisturbed, tolerance=2e-5)
 
 
-def test_sigkill_of_one_rank_is_survived(write_config, tmp_path, undisturbed):
-    config = write_config(name="killed", **SECTIONS)
-    run = tmp_path / "runs/killed"
-    process = start(2, config, "--max-restarts=2")
-    wait_for_lines(run, 30, process)
-    workers(process)[1].kill()
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "going on from" in output
-    assert_same(losses(run), undisturbed, tolerance=1e-6)
-
-
 def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
     config = write_config(checkpoint={"every_steps": 4})
     run = tmp_path / "runs/tiny"
