@@ -79,3 +79,9 @@ def test_a_catalog_that_cannot_be_written_is_projected_all_the_same(catalog, mod
     ours = projected_items(model, catalog, 0, 203, CPU)
     assert torch.allclose(ours[0], project_items(model, catalog, 0, 203, CPU)[0], atol=1e-6)
     assert "not kept" in caplog.text
+
+
+def test_others_may_read_what_is_kept(catalog, model):
+    projected_items(model, catalog, 0, 203, CPU)
+    others = (catalog.path / "catalog.json").stat().st_mode
+    assert all(file.stat().st_mode == others for file in files(catalog))

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.trained import TrainedModel
 
 _ROW_GROUP = 1 << 16
@@ -25,17 +25,21 @@ _ROW_GROUP = 1 << 16
 def export_model(model: TrainedModel, catalog: Catalog, folder: Path) -> list[Path]:
     """Writes both files and returns their paths. Raises UserError where they cannot be written."""
     items_NK = model.items()
-    tensors = {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}
+    embeddings, vectors = folder / "embeddings.safetensors", folder / "items.parquet"
+    metadata = {
+        "score": "dot product of a row of user and a row of item",
+        "item": "[identity | w_v v + w_t t + bias]; v, t: L2-normalised outputs of the projectors",
+        "projector": "Linear, then ReLU and LayerNorm after each hidden layer; the last Linear has neither",
+        "catalog": catalog.name,
+        "config": json.dumps(model.config.model_dump(mode="json")),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / "embeddings.safetensors", folder / "items.parquet"]
-        for file, write in zip(files, (_write_safetensors, _write_items), strict=True):
-            unfinished = file.with_name(f".{file.name}")
-            write(unfinished, model, catalog, tensors)
-            unfinished.replace(file)
+        write_safetensors(embeddings, {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}, metadata)
+        _write_vectors(vectors, items_NK.numpy(), catalog.titles()[0])
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
-    return files
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    return [embeddings, vectors]
 
 
 def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
@@ -47,26 +51,15 @@ def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
     return {**fusion, **projectors}
 
 
-def _write_safetensors(file: Path, model: TrainedModel, catalog: Catalog, tensors: dict[str, torch.Tensor]) -> None:
-    metadata = {
-        "score": "dot product of a row of user and a row of item",
-        "item": "[identity | w_v v + w_t t + bias]; v, t: L2-normalised outputs of the projectors",
-        "projector": "Linear, then ReLU and LayerNorm after each hidden layer; the last Linear has neither",
-        "catalog": catalog.name,
-        "config": json.dumps(model.config.model_dump(mode="json")),
-    }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-
-
-def _write_items(file: Path, model: TrainedModel, catalog: Catalog, tensors: dict[str, torch.Tensor]) -> None:
-    items_NK = tensors["item"].numpy()
-    source_ids, _ = catalog.titles()
+def _write_vectors(file: Path, items_NK: np.ndarray, source_ids: list[str]) -> None:
     width = items_NK.shape[1]
     schema = pa.schema([("item", pa.int64()), ("source_id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
-    with pq.ParquetWriter(file, schema) as writer:
+    unfinished = file.with_name(f".{file.name}")
+    with pq.ParquetWriter(unfinished, schema) as writer:
         for start in range(0, len(items_NK), _ROW_GROUP):
             rows = items_NK[start : start + _ROW_GROUP]
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
-            ids = np.arange(start, start + len(rows))
-            names = source_ids[start : start + len(rows)]
-            writer.write_table(pa.table([pa.array(ids), pa.array(names), vectors], schema=schema))
+            ids = pa.array(np.arange(start, start + len(rows)))
+            names = pa.array(source_ids[start : start + len(rows)])
+            writer.write_table(pa.table([ids, names, vectors], schema=schema))
+    unfinished.replace(file)

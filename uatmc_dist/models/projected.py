@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from uatmc_dist.data.catalog import MODALITIES, PROJECTED, Catalog
+from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.projectors import CHUNK, ContentModel, project_items
 
 _KEYS_KEPT = 4
@@ -93,13 +94,9 @@ def _read(file: Path, num_rows: int) -> dict[str, torch.Tensor] | None:
 
 
 def _write(file: Path, rows: dict[str, torch.Tensor]) -> bool:
-    """Whole or not at all, also where two ranks or two runs write the same chunk."""
-    unfinished = file.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
     try:
-        save_file({name: part.cpu().contiguous() for name, part in rows.items()}, unfinished)
-        unfinished.replace(file)
-    except (OSError, SafetensorError) as error:
-        _LOG.warning(f"{file.parent}: projected features are not kept ({error})")
-        unfinished.unlink(missing_ok=True)
+        write_safetensors(file, rows)
+    except OSError as error:
+        _LOG.warning(f"{file.parent}: projected features are not kept ({error.strerror})")
         return False
     return True

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
@@ -31,15 +31,14 @@ def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], de
     gathered = {name: _gather_on_first(rows) for name, rows in tables.items()}
     problem = None
     if dist.get_rank() == 0:
-        tensors = {**gathered, **{f"dense.{name}": weight.cpu().contiguous() for name, weight in dense.items()}}
+        tensors = {**gathered, **{f"dense.{name}": weight for name, weight in dense.items()}}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            save_file(tensors, folder / f".{FILE}")
-            (folder / f".{FILE}").replace(folder / FILE)
-        except (OSError, SafetensorError) as error:
-            (folder / f".{FILE}").unlink(missing_ok=True)
-            problem = f"{folder}: the model cannot be written ({error}); free space, and the same command goes on"
+            write_safetensors(folder / FILE, tensors)
+        except OSError as error:
+            why = error.strerror
+            problem = f"{folder}: the model cannot be written ({why}); free space, and the same command goes on"
     if any_rank(int(problem is not None)):
         raise UserError(problem or f"{folder}: the model cannot be written")
 
