@@ -39,12 +39,15 @@ from uatmc_dist.schedule import learning_rate_factor
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after a checkpoint was saved."""
+    """Ctrl-C or SIGTERM, after a checkpoint was saved; or SIGTERM in a step that does not end in time."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
 
+
+GRACE_S = 40.0
+"""How long a step may take after SIGTERM: a scheduler kills after a minute or so, and a checkpoint takes time, too."""
 
 _CANNOT_LOG = 1 << 16
 """Among the stop signals of the ranks: the first rank cannot write its logs."""
@@ -96,7 +99,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.run.checkpoints, config.checkpoint.keep, timeout)
         self.block = ItemBlock(self.catalog.num_items, world.rank, world.size)
         self.known = KnownPositives.of_training(self.catalog)
-        self._stop_signal = 0
+        self._stop_signal, self._is_stopping = 0, False
         self._saved: Position | None = None
         self._log: MetricsLog | None = None
         self._log_problem: str | None = None
@@ -398,6 +401,7 @@ class Trainer:
         stop = any_rank(_CANNOT_LOG if self._log_problem else self._stop_signal)
         if not stop:
             return
+        self._is_stopping = True
         if self._saved != self.position:
             self._save()
         failure = self.checkpoints.settle()
@@ -412,9 +416,17 @@ class Trainer:
     def _watch_signals(self) -> None:
         def remember(signum: int, frame: FrameType | None) -> None:
             self._stop_signal = signum
+            if signum == signal.SIGTERM:
+                signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+        def give_up(signum: int, frame: FrameType | None) -> None:
+            if not self._is_stopping:
+                self._say(f"interrupted in a step of more than {GRACE_S:g} s; the last checkpoint is what goes on")
+                raise Interrupted(signal.SIGTERM)
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, remember)
+        signal.signal(signal.SIGALRM, give_up)
 
     def _refuse_non_finite(self, terms: dict[str, torch.Tensor]) -> None:
         """Before the update, so that the weights are still good. On a GPU only on logging steps: it waits."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from uatmc_dist import launch
+from uatmc_dist import launch, trainer
 from uatmc_dist.parallel.checkpoint import Checkpoints
 from uatmc_dist.trainer import Trainer
 
@@ -35,6 +35,8 @@ class Bomb:
         if self._left <= 0:
             print(f"{signal.Signals(self._signum).name} of rank {os.environ['RANK']} during {moment}", flush=True)
             os.kill(os.getpid(), self._signum)
+            if self._signum == signal.SIGTERM:
+                time.sleep(60)  # a step that does not end
 
 
 def arm(bomb: Bomb) -> None:
@@ -76,6 +78,7 @@ def main() -> None:
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if attempt < len(plan["moments"]):
         arm(Bomb(*plan["moments"][attempt], plan["signal"]))
+    trainer.GRACE_S = 1.0
     torch.set_num_threads(1)
     launch.main()
 

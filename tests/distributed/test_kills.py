@@ -92,6 +92,13 @@ def test_sigterm_saves_and_asks_to_be_started_again(write_config, tmp_path):
     assert "the same command goes on" in output
 
 
+def test_sigterm_does_not_wait_for_a_long_step(write_config, tmp_path, undisturbed):
+    began = time.monotonic()
+    output = torchrun_plan(tmp_path, write_config(**SECTIONS), [["forward", 0, 8]], signal.SIGTERM, restarts=1)
+    assert "interrupted in a step of more than 1 s" in output and time.monotonic() - began < 60, output
+    assert_same_run(tmp_path / "runs/tiny", undisturbed)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "garbled"])
 def test_the_checkpoint_before_is_used_where_a_file_is_damaged(write_config, tmp_path, undisturbed, damage):
     config, run = write_config(**SECTIONS), tmp_path / "runs/tiny"
