@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import append
+from benchmarks.trainer_step import one_step
 from uatmc_dist.config import load_config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.logs import peak_memory_bytes
@@ -46,7 +47,7 @@ def main() -> None:
             indices, seconds = itertools.count(), []
             for _ in range(count):
                 start = time.perf_counter()
-                trainer.train_step(trainer.sampler.batch(0, next(indices)))
+                one_step(trainer, indices)
                 seconds.append(time.perf_counter() - start)
             return seconds
 

@@ -10,11 +10,13 @@ import itertools
 import multiprocessing
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.common import append, extra_memory, quantile
+from benchmarks.trainer_step import one_step
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
@@ -44,7 +46,7 @@ def measure(num_items: int, batch_size: int, repeats: int) -> tuple[list[float],
         trainer.begin(Position("adversarial"))
         trainer.checkpoints.settle()
         indices = itertools.count()
-        step = lambda: trainer.train_step(trainer.sampler.batch(0, next(indices)))  # noqa: E731
+        step = partial(one_step, trainer, indices)
         memory_mb = extra_memory(step)
         seconds = []
         for _ in range(repeats):

@@ -1,5 +1,28 @@
 # shellcheck shell=bash
 # Sourced by launch/slurm/test-cluster.sh and launch/hosts/two-hosts.sh, from the project's folder.
+set -euo pipefail
+
+skip() {
+    echo "skipped: $1"
+    exit 77
+}
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+say() { echo "== $((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) $1"; }
+
+needs() { # WHAT PACKAGES COMMAND ...: installs the packages where a command is missing, or skips
+    local what=$1 packages=$2
+    shift 2
+    if type "$@" >/dev/null 2>&1; then return; fi
+    command -v apt-get >/dev/null || skip "$what missing, and there is no apt-get to install it"
+    # shellcheck disable=SC2086
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages; } >/dev/null 2>&1 ||
+        skip "$what missing, and apt-get could not install it"
+}
+
+if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ -x .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 
 make_tiny_run() { # FOLDER CHECKPOINT_EVERY: FOLDER/tiny.yaml and its catalog; some 250 steps, a metrics line each
     python -c 'from uatmc_dist.cli import main; main()' data synthesize "$1/catalog" --overwrite --users 230 \

@@ -59,8 +59,7 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     try:
         world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
-        is_first_attempt = process_group.is_first_attempt()
-        Trainer(config, world, overwrite and is_first_attempt).fit()
+        Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
     except Interrupted as interrupted:
         terminated = interrupted.signum == signal.SIGTERM
         process_group.leave(EXIT_REQUEUE if terminated else 128 + interrupted.signum)

@@ -29,7 +29,7 @@ from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
 from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_norms
 from uatmc_dist.models.trained import ModelFile, save_model
-from uatmc_dist.models.vbpr import VBPR
+from uatmc_dist.models.vbpr import NUMBER_FORMATS, VBPR
 from uatmc_dist.parallel.checkpoint import Checkpoints, DamagedCheckpoint
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
 from uatmc_dist.parallel.process_group import World, any_rank
@@ -238,8 +238,8 @@ class Trainer:
         self.objective: Objective
         if self.phase.objective == "full_catalog":
             training = self.config.training
-            rounded = torch.bfloat16 if training.score_precision == "bf16" else None
-            self.objective = FullCatalog(self.block, self.known, training.exclude_known_positives, rounded)
+            score_dtype = NUMBER_FORMATS[training.score_precision]
+            self.objective = FullCatalog(self.block, self.known, training.exclude_known_positives, score_dtype)
         else:
             self.objective = Sampled(self.block)
         in_adversarial = position.phase == "adversarial"

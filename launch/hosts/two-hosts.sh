@@ -6,24 +6,10 @@
 # Needs root. Exit code 77: skipped, the reason is said.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-
-skip() {
-    echo "skipped: $1"
-    exit 77
-}
-fail() {
-    echo "error: $1" >&2
-    exit 1
-}
-say() { echo "== $((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) $1"; }
+source tests/tiny_run.sh
 
 [ "$(id -u)" = 0 ] || skip "network namespaces need root"
-if ! command -v ip >/dev/null; then
-    command -v apt-get >/dev/null || skip "iproute2 is missing, and there is no apt-get to install it"
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; } >/dev/null 2>&1 ||
-        skip "iproute2 is missing, and apt-get could not install it"
-fi
-if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ -x .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+needs "iproute2 is" iproute2 ip
 
 scratch=$(mktemp -d)
 folder=${1:-$scratch}
@@ -57,7 +43,6 @@ for machine in "$north" "$south"; do
 done
 
 export OMP_NUM_THREADS=1
-source tests/tiny_run.sh
 make_tiny_run "$folder" 20
 runs=$folder/runs
 steps() { wc -l 2>/dev/null <"$runs/two-hosts/metrics.jsonl" || echo 0; }

@@ -5,24 +5,10 @@
 # nobody disturbed; another one is cancelled and has to stay so. Needs root. Exit code 77: skipped, the reason is said.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-
-skip() {
-    echo "skipped: $1"
-    exit 77
-}
-fail() {
-    echo "error: $1" >&2
-    exit 1
-}
-say() { echo "== $((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) $1"; }
+source tests/tiny_run.sh
 
 [ "$(id -u)" = 0 ] || skip "node daemons that start jobs need root"
-if ! type slurmctld slurmd sbatch munged >/dev/null 2>&1; then
-    command -v apt-get >/dev/null || skip "slurm-wlm and munge are missing, and there is no apt-get to install them"
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
-        skip "slurm-wlm and munge are missing, and apt-get could not install them"
-fi
-if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ -x .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+needs "slurm-wlm or munge is" "slurm-wlm munge" slurmctld slurmd sbatch munged
 
 # The cluster: all of it in one folder, on loopback, ended by process id.
 
@@ -111,7 +97,6 @@ say "two nodes are idle: $(sinfo --version), $(scontrol show hostnames n[1-2] | 
 
 export OMP_NUM_THREADS=1
 export GLOO_SOCKET_IFNAME=lo # both nodes are this machine
-source tests/tiny_run.sh
 make_tiny_run "$folder" 100
 runs=$folder/runs
 submit() { # [OPTION ...] CONFIG [OVERRIDE ...]: the number of the job

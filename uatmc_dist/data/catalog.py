@@ -103,6 +103,7 @@ class Catalog:
                 raise UserError(f"{file}: missing; make the catalog again")
             if file.stat().st_size != size:
                 raise UserError(f"{file}: truncated, {file.stat().st_size} of {size} bytes; make the catalog again")
+        self._splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.features = {
             name: FeatureFile(path / entry["file"], entry["encoder"]) for name, entry in self.meta["modalities"].items()
         }
@@ -112,7 +113,12 @@ class Catalog:
         return Interactions(*(table[name].to_numpy() for name in _INTERACTIONS.names))
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(users, items) of one split, int64."""
+        """(users, items) of one split, int64. Read at the first call."""
+        if name not in self._splits:
+            self._splits[name] = self._read_split(name)
+        return self._splits[name]
+
+    def _read_split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         chosen = pc.field("split") == SPLITS.index(name)
         table = self._read("interactions.parquet", columns=["user", "item"], filters=chosen)
         # Arrow lends some columns read-only, which torch would warn of.
