@@ -14,7 +14,9 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Objective = Literal["sampled", "full_catalog"]
+UserKind = Literal["row", "history", "both"]
 PhaseName = Literal["clean", "adversarial"]
 AdversaryName = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
@@ -46,6 +48,9 @@ class ModelConfig(Section):
 
     embedding_dim: Positive = 64
     """Width d of an item's identity half and of its content half; users carry 2d."""
+    user: UserKind = "row"
+    """What a user's vector is. row: a learned row of his own (VBPR). history: learned rows of his training items, summed
+    and divided by the square root of their number; new users need no training. both: the sum of the two."""
     content: bool = True
     """Use visual and textual content. Off: BPR-MF, identity embeddings alone."""
     visual_hidden: list[Positive] = [1024, 256]
@@ -79,7 +84,12 @@ class TrainingConfig(Section):
     warmup_steps: Count = 0
     """Steps over which the learning rates rise linearly from zero at the start of a phase."""
     reg_weight: Weight = 1.0
-    """Weight of the embedding norms of the batch: (|users| + |items|, Frobenius) / batch size."""
+    """Weight of the regulariser of the batch's user vectors and item identities, over the batch size."""
+    regulariser: Literal["norm", "squared_norm"] = "norm"
+    """norm: Frobenius norms of the batch's users and items, as published. squared_norm: their squares, which pull
+    a row as often as it occurs."""
+    history_dropout: Share = 0.3
+    """Share of a user's history that a training pair leaves out at random; model.user history and both."""
     score_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of user and item embeddings in the score passes. Sums are kept in float32, and so are the weights
     that train (bf16 concerns full_catalog alone)."""

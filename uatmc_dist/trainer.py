@@ -27,11 +27,11 @@ from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
 from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
 from uatmc_dist.models.projectors import build_content_model
-from uatmc_dist.models.regularisers import contrastive, embedding_norms
+from uatmc_dist.models.regularisers import contrastive, embedding_size
 from uatmc_dist.models.trained import ModelFile, save_model
 from uatmc_dist.models.vbpr import NUMBER_FORMATS, VBPR
 from uatmc_dist.parallel.checkpoint import Checkpoints, DamagedCheckpoint
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_users, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_users, sum_over_ranks
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.parallel.traffic import TRAFFIC
 from uatmc_dist.progress import shown
@@ -129,9 +129,8 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step on one global batch; returns this rank's partial of each loss term."""
-        mine = batch_slice(len(batch))
         rows = self.objective.rows(batch)
-        users_mK = self.model.users.lookup(batch.users_B[mine])
+        users_mK = self.model.users.of_pairs(batch)
         gathered = gather_users(users_mK, len(batch))
         identity_nd = self.model.items.lookup(rows.ids_n)
         items_nK, terms = identity_nd, {}
@@ -150,8 +149,10 @@ class Trainer:
             rows_nd = identity_nd, v_nd, t_nd
             adversarial = self._adversarial_loss(batch, rows, users_BK, rows_nd, items_nK, clean_gradient)
             terms["bpr_adversarial"] = self.config.adversarial.adv_weight * adversarial
-        norms = embedding_norms(users_mK, identity_nd, self.objective.ranked_items(batch), rows)
-        terms["regularisation"] = self.config.training.reg_weight / len(batch) * norms
+        training = self.config.training
+        items_of_pairs = self.objective.ranked_items(batch)
+        size = embedding_size(training.regulariser, users_mK, identity_nd, items_of_pairs, rows)
+        terms["regularisation"] = training.reg_weight / len(batch) * size
         if self.align_weight and self.model.has_content:
             alignment = contrastive(v_nd, t_nd, self.model.dense.log_temperature, batch, rows, self.block)
             terms["alignment"] = self.align_weight * alignment
@@ -234,7 +235,9 @@ class Trainer:
         self.position = position
         adversarial = self.config.adversarial
         with shown("projected items", self.world.is_first) as progress:
-            self.model = VBPR(self.catalog, self.config, self.world, position.phase, dense_weights, progress)
+            self.model = VBPR(
+                self.catalog, self.known, self.config, self.world, position.phase, dense_weights, progress
+            )
         self.objective: Objective
         if self.phase.objective == "full_catalog":
             training = self.config.training
@@ -323,7 +326,7 @@ class Trainer:
     @torch.no_grad()
     def _user_rows(self, users_B: torch.Tensor) -> torch.Tensor:
         self._stop_if_asked()  # ranking a million users takes its time
-        return gather_users(self.model.users.lookup(users_B[batch_slice(len(users_B))]), len(users_B)).wait()
+        return gather_users(self.model.users.of_users(users_B), len(users_B)).wait()
 
     def _evaluate(self) -> None:
         metrics = self.evaluate("valid")

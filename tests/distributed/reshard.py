@@ -16,7 +16,7 @@ from uatmc_dist.trainer import Position, Trainer
 
 SCENARIOS = {
     "clean": ["clean.objective=full_catalog", "tables.optimizer=adagrad"],
-    "adversarial": ["engine.zero_stage=1", "tables.optimizer=rowwise_adagrad"],
+    "adversarial": ["engine.zero_stage=1", "tables.optimizer=rowwise_adagrad", "model.user=both"],
 }
 BEFORE, AFTER = 5, 4
 """Steps before the checkpoint and after it."""

@@ -27,6 +27,9 @@ SCENARIOS = {
     "full/uat_mc/steps": ["adversarial.steps=3", "training.lr_schedule=cosine"],
     "full/uat_mc/linf": ["adversarial.steps=3", "adversarial.norm=linf"],
     "sampled/uat_mc/steps": ["adversarial.objective=sampled", "adversarial.steps=2"],
+    "sampled/uat_mc/history": ["model.user=history", "clean.objective=sampled", "adversarial.objective=sampled"],
+    "full/uat_mc/history": ["model.user=history", "clean.objective=full_catalog", "training.regulariser=squared_norm"],
+    "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }

@@ -28,12 +28,14 @@ def few(tmp_path_factory):
     return folder
 
 
-def test_ranks_without_rows(write_config, tmp_path, few):
+@pytest.mark.parametrize("user", ["row", "history"])
+def test_ranks_without_rows(write_config, tmp_path, few, user):
     seen = {}
     for ranks in (1, 4):
         config = write_config(
             name=f"few-{ranks}",
             catalog=str(few),
+            model={"user": user},
             training={"batch_size": 7},
             clean={"epochs": 3, "objective": "sampled"},
             adversarial={"epochs": 3, "objective": "full_catalog"},

@@ -1,11 +1,13 @@
 """The sampler: one global order of the training pairs, fixed by (seed, epoch), whatever the world size."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import TRAINING, Catalog
 from uatmc_dist.seeding import generator
 
 _MAX_REDRAWS = 64
@@ -19,26 +21,37 @@ class Batch:
     positives_B: torch.Tensor
     negatives_B: torch.Tensor
     """One uniform item a pair that the user has not bought in training."""
+    seed: tuple[int, ...] = ()
+    """Words that no other batch of the run has: what seeds the random draws of its step."""
 
     def __len__(self) -> int:
         return len(self.users_B)
 
 
 class KnownPositives:
-    """A CSR of the training items of every user."""
+    """A CSR of the training items of every user, a user's items ascending."""
 
     def __init__(self, users: np.ndarray, items: np.ndarray, num_users: int, num_items: int) -> None:
+        self._take(_keys(users, items, num_items), num_users, num_items)
+
+    def _take(self, keys: np.ndarray, num_users: int, num_items: int) -> None:
         self.num_items = num_items
-        keys = np.unique(users * num_items + items)
         self._keys = torch.from_numpy(keys)
-        self._items = self._keys % num_items
-        counts = np.bincount(keys // num_items, minlength=num_users)
-        self._offsets = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
+        first_keys = np.arange(num_users + 1, dtype=np.int64) * num_items
+        self._offsets = torch.from_numpy(np.searchsorted(keys, first_keys))
 
     @classmethod
     def of_training(cls, catalog: Catalog) -> "KnownPositives":
-        users, items = catalog.split("train")
-        return cls(users, items, catalog.num_users, catalog.num_items)
+        """Memory-mapped where the catalog's folder can be written: the ranks of a machine share one copy."""
+        file = catalog.path / TRAINING / "known.npy"
+        keys = _mapped(file)
+        if keys is None:
+            keys = _keys(*catalog.split("train"), catalog.num_items)
+            if _write(file, keys):
+                keys = _mapped(file)
+        known = cls.__new__(cls)
+        known._take(keys, catalog.num_users, catalog.num_items)
+        return known
 
     def contains(self, users_B: torch.Tensor, items_B: torch.Tensor) -> torch.Tensor:
         keys_B = users_B * self.num_items + items_B
@@ -48,17 +61,44 @@ class KnownPositives:
     def num_items_of(self, users_B: torch.Tensor) -> torch.Tensor:
         return self._offsets[users_B + 1] - self._offsets[users_B]
 
-    def within(self, users_B: torch.Tensor, lo: int, hi: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """CSR (offsets [B+1], columns) of these users' items in [lo, hi), columns counted from lo."""
+    def entries(self, users_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All items of these users, user by user: (index into `users_B` [E], item [E])."""
         counts_B = self.num_items_of(users_B)
         rows_E = torch.repeat_interleave(torch.arange(len(users_B)), counts_B)
         first_B = counts_B.cumsum(0) - counts_B
         within_row_E = torch.arange(len(rows_E)) - first_B[rows_E]
-        items_E = self._items[self._offsets[users_B][rows_E] + within_row_E]
+        return rows_E, self._keys[self._offsets[users_B][rows_E] + within_row_E] % self.num_items
+
+    def within(self, users_B: torch.Tensor, lo: int, hi: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """CSR (offsets [B+1], columns) of these users' items in [lo, hi), columns counted from lo."""
+        rows_E, items_E = self.entries(users_B)
         kept_E = (items_E >= lo) & (items_E < hi)
         offsets = torch.zeros(len(users_B) + 1, dtype=torch.int64)
         offsets[1:] = torch.bincount(rows_E[kept_E], minlength=len(users_B)).cumsum(0)
         return offsets, items_E[kept_E] - lo
+
+
+def _keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    return np.unique(users * num_items + items)
+
+
+def _mapped(file: Path) -> np.ndarray | None:
+    """None where there is no whole file. Copy-on-write, as torch takes no read-only arrays; nobody writes."""
+    try:
+        return np.load(file, mmap_mode="c")
+    except (OSError, ValueError):
+        return None
+
+
+def _write(file: Path, array: np.ndarray) -> bool:
+    unfinished = file.with_name(f".{os.uname().nodename}.{os.getpid()}.npy")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        np.save(unfinished, array)
+        unfinished.replace(file)
+        return True
+    except OSError:
+        return False
 
 
 class Sampler:
@@ -84,7 +124,8 @@ class Sampler:
     def batch(self, epoch: int, index: int) -> Batch:
         chosen = self._epoch_order(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         users_B, positives_B = self._users[chosen], self._items[chosen]
-        return Batch(users_B, positives_B, self._negatives(users_B, generator(self._seed, epoch, index + 1)))
+        seed = self._seed, epoch, index + 1
+        return Batch(users_B, positives_B, self._negatives(users_B, generator(*seed)), seed)
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:

@@ -1,4 +1,4 @@
-"""The loss terms beside BPR: embedding norms, and InfoNCE between the modalities (docs/algorithm.md, section 2)."""
+"""The loss terms beside the objective: the size of the embeddings, and InfoNCE between the modalities (docs/algorithm.md, section 2)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,20 @@ from uatmc_dist.data.batches import Batch
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, num_ranks, sum_over_ranks
 
 
-def embedding_norms(
-    users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
+def embedding_size(
+    kind: str, users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
 ) -> torch.Tensor:
-    """This rank's partial of |users| + sum over item lists of |rows|, Frobenius norms over the global batch
-    (an item counts as often as it occurs)."""
+    """This rank's partial of the regulariser of the global batch's users and items, an item as often as it occurs.
+
+    norm: |users| + sum over item lists of |rows|, Frobenius norms. squared_norm: the sum of their squares.
+    """
     row_squares_n = identity_nd.square().sum(1)
     squares = [users_mK.square().sum()]
     for items_B in item_lists:
         index_B = rows.index_of(items_B)
         squares.append(row_squares_n[index_B[index_B >= 0]].sum())
+    if kind == "squared_norm":
+        return torch.stack(squares).sum()
     norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     return norms.sum() / num_ranks()
 

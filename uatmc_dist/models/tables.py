@@ -4,16 +4,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.shard import shard
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
 from torchrec.distributed.types import ShardingEnv
-from torchrec.modules.embedding_configs import EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from uatmc_dist.config import Config, TablesConfig
+from uatmc_dist.data.histories import Bags
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.traffic import TRAFFIC
@@ -25,23 +28,23 @@ _OPTIMIZERS = {
 }
 
 
-class ShardedTable:
-    """One embedding table; rank r holds the rows of its `ItemBlock`. One lookup a step: two would run the
-    optimiser twice."""
+class _Sharded:
+    """Rows of one table, shared out over the ranks; rank r holds the rows of its `ItemBlock`. One use of the rows a
+    step: two would run the optimiser twice."""
+
+    _sharder: Any
+    """TorchRec's sharder of this kind of collection."""
 
     def __init__(self, name: str, num_rows: int, dim: int, config: TablesConfig, device: torch.device) -> None:
         self.name, self.dim = name, dim
         self.block = ItemBlock(num_rows, dist.get_rank(), dist.get_world_size())
         self._device, self._lr = device, config.lr
-        collection = EmbeddingCollection(
-            tables=[EmbeddingConfig(name=name, embedding_dim=dim, num_embeddings=num_rows, feature_names=[name])],
-            device=torch.device("meta"),
-        )
         world_size = dist.get_world_size()
         fused: dict[str, Any] = {"optimizer": _OPTIMIZERS[config.optimizer], "learning_rate": config.lr}
         if config.optimizer != "sgd":
             fused["eps"] = 1e-8
-        sharder = EmbeddingCollectionSharder(fused_params=fused)
+        sharder = self._sharder(fused_params=fused)
+        collection = self._collection(num_rows)
         plan = construct_module_sharding_plan(
             collection,
             {name: row_wise(compute_kernel="fused")},
@@ -55,27 +58,28 @@ class ShardedTable:
         if self.block.lo == self.block.hi:
             self._skip_kernel()
 
+    def _collection(self, num_rows: int) -> torch.nn.Module:
+        """The unsharded collection, on the meta device."""
+        raise NotImplementedError
+
+    def _without_rows(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        """What the kernel gives on a rank without rows."""
+        raise NotImplementedError
+
     def _skip_kernel(self) -> None:
         """FBGEMM takes a table without rows for one on a GPU, and fails on a CPU. No id comes here, so the kernel has
         nothing to look up; the leaf keeps the collectives of the backward pass going on this rank, too."""
         for lookup in self._sharded._lookups:
             for kernel in lookup._emb_modules:
-                kernel.forward = lambda features: torch.empty(0, self.dim, device=self._device, requires_grad=True)
+                kernel.forward = self._without_rows
 
     @property
     def local_weight(self) -> torch.Tensor:
         """This rank's rows, sharing storage with the table."""
-        return self._sharded.embeddings[self.name].weight.detach()
+        raise NotImplementedError
 
-    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of these ids, wherever they live. Collective; the optimiser runs in the backward pass."""
-        remote = int(((ids < self.block.lo) | (ids >= self.block.hi)).sum())
-        # The row now, its gradient in the backward pass.
-        TRAFFIC.exchanged(remote * 4 * self.dim * (2 if torch.is_grad_enabled() else 1))
-        # TorchRec needs a sample even from a rank without ids: one of length zero.
-        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
-        features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
-        return self._sharded(features)[self.name].values()
+    def _is_elsewhere(self, ids: torch.Tensor) -> torch.Tensor:
+        return (ids < self.block.lo) | (ids >= self.block.hi)
 
     def initialise(self, config: Config) -> None:
         self.local_weight.copy_(initial_rows(self.name, self.block.lo, self.block.hi, self.dim, config))
@@ -101,3 +105,71 @@ class ShardedTable:
             whole = self._sharded.fused_optimizer.state_dict()
             whole["state"] = optimizer_state
             self._sharded.fused_optimizer.load_state_dict(whole)
+
+
+class ShardedTable(_Sharded):
+    """One embedding table, looked up row by row."""
+
+    _sharder = EmbeddingCollectionSharder
+
+    def _collection(self, num_rows: int) -> torch.nn.Module:
+        config = EmbeddingConfig(
+            name=self.name, embedding_dim=self.dim, num_embeddings=num_rows, feature_names=[self.name]
+        )
+        return EmbeddingCollection(tables=[config], device=torch.device("meta"))
+
+    def _without_rows(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        return torch.empty(0, self.dim, device=self._device, requires_grad=True)
+
+    @property
+    def local_weight(self) -> torch.Tensor:
+        return self._sharded.embeddings[self.name].weight.detach()
+
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of these ids, wherever they live. Collective; the optimiser runs in the backward pass."""
+        remote = int(self._is_elsewhere(ids).sum())
+        # The row now, its gradient in the backward pass.
+        TRAFFIC.exchanged(remote * 4 * self.dim * (2 if torch.is_grad_enabled() else 1))
+        # TorchRec needs a sample even from a rank without ids: one of length zero.
+        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
+        features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
+        return self._sharded(features)[self.name].values()
+
+
+class ShardedBags(_Sharded):
+    """One embedding table whose rows are summed by bag on the ranks that own them: B x K numbers travel, however long
+    the bags are, and an id and a weight for each entry."""
+
+    _sharder = EmbeddingBagCollectionSharder
+
+    def _collection(self, num_rows: int) -> torch.nn.Module:
+        config = EmbeddingBagConfig(
+            name=self.name,
+            embedding_dim=self.dim,
+            num_embeddings=num_rows,
+            feature_names=[self.name],
+            pooling=PoolingType.SUM,
+        )
+        return EmbeddingBagCollection(tables=[config], is_weighted=True, device=torch.device("meta"))
+
+    def _without_rows(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        return torch.zeros(features.stride(), self.dim, device=self._device, requires_grad=True)
+
+    @property
+    def local_weight(self) -> torch.Tensor:
+        return self._sharded.embedding_bags[self.name].weight.detach()
+
+    def pool(self, bags: Bags, share: int) -> torch.Tensor:
+        """Weighted sums [m, dim] of the bags' rows; every rank names the same `share` >= m. Collective; the optimiser
+        runs in the backward pass."""
+        num_bags = len(bags.lengths_m)
+        # The exchange of the sums takes as many bags from each rank.
+        lengths = F.pad(bags.lengths_m, (0, share - num_bags)).int()
+        features = KeyedJaggedTensor(keys=[self.name], values=bags.items_E, lengths=lengths, weights=bags.weights_E)
+        TRAFFIC.exchanged(int(self._is_elsewhere(bags.items_E).sum()) * (8 + 4))
+        if dist.get_world_size() > 1:
+            rows = dist.get_world_size() * share * 4 * self.dim
+            TRAFFIC.reduce_scattered(rows)
+            if torch.is_grad_enabled():
+                TRAFFIC.gathered(rows)
+        return self._sharded(features.to(self._device))[self.name][:num_bags]

@@ -1,6 +1,7 @@
 """The trained model on disk (`model/` of a run): safetensors and the configuration; loads on one CPU.
 
-model.safetensors    user [U, K], item [N, d], and dense.NAME of every dense parameter
+model.safetensors    user [U, K] and history [N, K], or one of them (model.user), item [N, d], and dense.NAME of every
+                     dense parameter
 """
 
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
-from uatmc_dist.config import Config, dump_config, load_config
+from uatmc_dist.config import Config, UserKind, dump_config, load_config
+from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.data.histories import pooled_users
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
@@ -61,6 +64,11 @@ def _gather_on_first(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def table_names(user: UserKind) -> list[str]:
+    """The tables of a model, in the order of its checkpoints."""
+    return [*{"row": ["user"], "history": ["history"], "both": ["user", "history"]}[user], "item"]
+
+
 class ModelFile:
     """A saved model, read piece by piece: a rank takes only its own rows.
 
@@ -90,10 +98,13 @@ class ModelFile:
 
     def check_fits(self, catalog: Catalog) -> None:
         """UserError where the catalog is not of the sizes that the model was trained on."""
-        for table, count in (("user", catalog.num_users), ("item", catalog.num_items)):
+        sizes = {"user": catalog.num_users, "history": catalog.num_items, "item": catalog.num_items}
+        for table in table_names(self.config.model.user):
+            count = sizes[table]
             if self.num_rows(table) != count:
+                what = "user" if table == "user" else "item"
                 raise UserError(
-                    f"{self.path}: {self.num_rows(table)} {table}s, but the catalog {catalog.path} has {count}; "
+                    f"{self.path}: {self.num_rows(table)} {what}s, but the catalog {catalog.path} has {count}; "
                     "give the catalog that the model was trained on"
                 )
         for modality in MODALITIES if self.config.model.content else ():
@@ -141,7 +152,8 @@ class TrainedModel:
         if weights:
             dense = build_content_model(file.config, catalog)
             dense.load_state_dict(weights)
-        users_UK, identity_Nd = file.rows("user", 0, catalog.num_users), file.rows("item", 0, catalog.num_items)
+        users_UK = _user_vectors(file.config, catalog, lambda table, count: file.rows(table, 0, count))
+        identity_Nd = file.rows("item", 0, catalog.num_items)
         return cls(file.config, catalog, users_UK, identity_Nd, dense, run, progress)
 
     @classmethod
@@ -149,7 +161,9 @@ class TrainedModel:
         """The seeded weights that training with this configuration starts from."""
         dim = config.model.embedding_dim
         width = 2 * dim if config.model.content else dim
-        users_UK = initial_rows("user", 0, catalog.num_users, width, config)
+        users_UK = _user_vectors(
+            config, catalog, lambda table, count: initial_rows(table, 0, count, width, config)
+        )
         identity_Nd = initial_rows("item", 0, catalog.num_items, dim, config)
         return cls(
             config,
@@ -164,3 +178,16 @@ class TrainedModel:
         if self.dense is None:
             return self.identity_Nd
         return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)
+
+
+def _user_vectors(
+    config: Config, catalog: Catalog, rows: Callable[[str, int], torch.Tensor]
+) -> torch.Tensor:
+    """p_u [U, K] of all users, with the whole histories; `rows(table, count)` gives a table."""
+    parts = []
+    if config.model.user != "history":
+        parts.append(rows("user", catalog.num_users))
+    if config.model.user != "row":
+        known = KnownPositives.of_training(catalog)
+        parts.append(pooled_users(known, rows("history", catalog.num_items), catalog.num_users))
+    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])

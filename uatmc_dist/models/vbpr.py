@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 
 from uatmc_dist.config import Config, PhaseName
+from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
-from uatmc_dist.models.tables import ShardedTable
+from uatmc_dist.models.tables import ShardedBags, ShardedTable
+from uatmc_dist.models.users import UserVectors
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import World
 
@@ -22,13 +24,14 @@ class VBPR:
     """The model of one phase, with fresh optimisers.
 
     `dense_weights` (float32, by parameter name) replaces the seeded initial ones; the tables are seeded and
-    may be loaded afterwards. In the adversarial phase the projectors are frozen, this rank's items are
+    may be loaded afterwards. `known` has the users' histories. In the adversarial phase the projectors are frozen, this rank's items are
     projected once, here, and no raw feature is read again. `progress(done, total)` is told of them.
     """
 
     def __init__(
         self,
         catalog: Catalog,
+        known: KnownPositives,
         config: Config,
         world: World,
         phase: PhaseName,
@@ -39,7 +42,7 @@ class VBPR:
         self.has_content = config.model.content
         dim = config.model.embedding_dim
         width = 2 * dim if self.has_content else dim
-        self.users = ShardedTable("user", catalog.num_users, width, config.tables, world.device)
+        self.users = UserVectors(config, catalog.num_users, width, known, world.device)
         self.items = ShardedTable("item", catalog.num_items, dim, config.tables, world.device)
         for table in self.tables:
             table.initialise(config)
@@ -65,8 +68,8 @@ class VBPR:
         self.engine = DenseEngine(module, config.training, config.engine, world)
 
     @property
-    def tables(self) -> tuple[ShardedTable, ShardedTable]:
-        return self.users, self.items
+    def tables(self) -> list[ShardedTable | ShardedBags]:
+        return [*self.users.tables, self.items]
 
     @property
     def dense(self) -> ContentModel:

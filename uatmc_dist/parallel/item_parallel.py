@@ -62,9 +62,14 @@ class ActiveRows:
         return torch.where(self.ids_n[position_B] == items_B, position_B, -1)
 
 
+def share_of_batch(batch_size: int) -> int:
+    """Pairs of a global batch that a rank has, the last ranks' apart."""
+    return -(-batch_size // num_ranks())
+
+
 def batch_slice(batch_size: int) -> slice:
     """This rank's share of a global batch; the last ranks' may be short or empty."""
-    share = -(-batch_size // num_ranks())
+    share = share_of_batch(batch_size)
     rank = dist.get_rank() if dist.is_initialized() else 0
     start = min(rank * share, batch_size)
     return slice(start, min(start + share, batch_size))
@@ -93,7 +98,7 @@ def gather_users(rows_mK: torch.Tensor, batch_size: int) -> GatheredUsers:
     """Starts to gather each rank's `batch_slice` of user rows on every rank."""
     if num_ranks() == 1:
         return GatheredUsers(rows_mK, [])
-    share = -(-batch_size // num_ranks())
+    share = share_of_batch(batch_size)
     on_the_way: list[dist.Work] = []
     return GatheredUsers(_gather_padded(rows_mK, share, on_the_way)[:batch_size], on_the_way)
 
