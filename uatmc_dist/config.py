@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Objective = Literal["sampled", "full_catalog"]
+Objective = Literal["sampled", "full_catalog", "softmax"]
 UserKind = Literal["row", "history", "both"]
 PhaseName = Literal["clean", "adversarial"]
 AdversaryName = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
@@ -92,9 +92,9 @@ class TrainingConfig(Section):
     """Share of a user's history that a training pair leaves out at random; model.user history and both."""
     score_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of user and item embeddings in the score passes. Sums are kept in float32, and so are the weights
-    that train (bf16 concerns full_catalog alone)."""
+    that train (bf16 concerns full_catalog and softmax)."""
     exclude_known_positives: bool = False
-    """full_catalog: leave a user's other training items out of the negatives."""
+    """full_catalog and softmax: leave a user's other training items out of the negatives."""
 
 
 class CleanConfig(Section):
@@ -103,7 +103,8 @@ class CleanConfig(Section):
     epochs: Count = 100
     """Passes over the training pairs; 0 leaves the phase out."""
     objective: Objective = "sampled"
-    """sampled: one uniform negative a pair. full_catalog: every item is a negative."""
+    """sampled: BPR with one uniform negative a pair. full_catalog: BPR in which every item is a negative. softmax:
+    cross-entropy of the positive among all items."""
     align_weight: Weight = 1.0
     """Weight of the symmetric InfoNCE between the visual and textual rows of the batch's items."""
     patience: Positive | None = 10

@@ -25,7 +25,7 @@ from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
-from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled
+from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled, Softmax
 from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_size
 from uatmc_dist.models.trained import ModelFile, save_model
@@ -239,12 +239,13 @@ class Trainer:
                 self.catalog, self.known, self.config, self.world, position.phase, dense_weights, progress
             )
         self.objective: Objective
-        if self.phase.objective == "full_catalog":
+        if self.phase.objective == "sampled":
+            self.objective = Sampled(self.block)
+        else:
             training = self.config.training
             score_dtype = NUMBER_FORMATS[training.score_precision]
-            self.objective = FullCatalog(self.block, self.known, training.exclude_known_positives, score_dtype)
-        else:
-            self.objective = Sampled(self.block)
+            kind = FullCatalog if self.phase.objective == "full_catalog" else Softmax
+            self.objective = kind(self.block, self.known, training.exclude_known_positives, score_dtype)
         in_adversarial = position.phase == "adversarial"
         self.adversary = adversary(adversarial, self.catalog.num_items, self.config.seed) if in_adversarial else None
         self.is_certified = in_adversarial and adversarial.adversary == "certified"

@@ -16,7 +16,9 @@ from uatmc_kernels.bpr_all_items import bpr_all_items
 from uatmc_kernels.bpr_all_items_hvp import bpr_all_items_hvp
 from uatmc_kernels.coordinate import coordinate
 from uatmc_kernels.count_above import count_above
+from uatmc_kernels.logsumexp_all_items import logsumexp_all_items
 from uatmc_kernels.perturb import perturb, perturbed_content
+from uatmc_kernels.softmax_all_items_hvp import softmax_all_items_hvp, softmax_mean_change
 from uatmc_kernels.topk_all_items import topk_all_items
 
 __all__ = [
@@ -24,7 +26,10 @@ __all__ = [
     "bpr_all_items_hvp",
     "coordinate",
     "count_above",
+    "logsumexp_all_items",
     "perturb",
     "perturbed_content",
+    "softmax_all_items_hvp",
+    "softmax_mean_change",
     "topk_all_items",
 ]

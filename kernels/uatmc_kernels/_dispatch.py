@@ -16,6 +16,8 @@ Implementation = Literal["auto", "reference", "tiled", "triton"]
 # A CSR pair: offsets_B1 (B + 1 row starts) and the columns they point into.
 Seen = tuple[torch.Tensor, torch.Tensor]
 
+NO_SOFTMAX_KERNEL = "no Triton kernel for the softmax passes yet"
+
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16)
 _LOG = logging.getLogger("uatmc_kernels")
 
@@ -150,6 +152,14 @@ def check_score_pass(scores: ScorePass) -> None:
     check_scores(scores.users_BK, scores.items_NK, scores.seen)
     check_float("positive_scores_B", scores.positive_scores_B, (num_users,), scores.users_BK)
     check_index("skip_B", scores.skip_B, (num_users,), scores.users_BK)
+
+
+def content_columns(columns: slice, width: int) -> slice:
+    """The columns of the content half, counted from the front. Raises ValueError unless they are neighbours."""
+    start, stop, step = columns.indices(width)
+    if step != 1:
+        raise ValueError(f"columns: a step of {step}; the content columns are neighbours")
+    return slice(start, max(start, stop))
 
 
 def left_out(

@@ -12,6 +12,7 @@ from uatmc_kernels._dispatch import (
     backend,
     check_float,
     check_score_pass,
+    content_columns,
     resolve,
 )
 
@@ -42,16 +43,13 @@ def bpr_all_items_hvp(
     """
     scores = ScorePass(users_BK, items_NK, positive_scores_B, skip_B, seen)
     check_score_pass(scores)
-    start, stop, step = columns.indices(users_BK.shape[1])
-    content_width = len(range(start, stop, step))
-    if step != 1:
-        raise ValueError(f"columns: a step of {step}; the content columns are neighbours")
-    check_float("tangent_items_Nd", tangent_items_Nd, (len(items_NK), content_width), users_BK)
+    content = content_columns(columns, users_BK.shape[1])
+    check_float("tangent_items_Nd", tangent_items_Nd, (len(items_NK), content.stop - content.start), users_BK)
     check_float("tangent_positive_B", tangent_positive_B, (len(users_BK),), users_BK)
     name = resolve(implementation, users_BK)
     if name == "reference":
-        return reference.bpr_all_items_hvp(scores, tangent_items_Nd, tangent_positive_B, slice(start, stop))
-    return _hvp(*scores.flat(), tangent_items_Nd, tangent_positive_B, start, stop, name)
+        return reference.bpr_all_items_hvp(scores, tangent_items_Nd, tangent_positive_B, content)
+    return _hvp(*scores.flat(), tangent_items_Nd, tangent_positive_B, content.start, content.stop, name)
 
 
 @torch.library.custom_op("uatmc::bpr_hvp", mutates_args=())

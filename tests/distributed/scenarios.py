@@ -30,6 +30,9 @@ SCENARIOS = {
     "sampled/uat_mc/history": ["model.user=history", "clean.objective=sampled", "adversarial.objective=sampled"],
     "full/uat_mc/history": ["model.user=history", "clean.objective=full_catalog", "training.regulariser=squared_norm"],
     "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],
+    "softmax/uat_mc": ["clean.objective=softmax", "adversarial.objective=softmax", "model.user=history"],
+    "softmax/certified": ["adversarial.objective=softmax", "adversarial.adversary=certified"],
+    "softmax/uat_mc/known": ["adversarial.objective=softmax", "training.exclude_known_positives=true"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }

@@ -1,4 +1,4 @@
-"""The adversary: closed form against automatic double differentiation, in float64, for both objectives."""
+"""The adversary: closed form against automatic double differentiation, in float64, for every objective."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,12 @@ import torch
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.data.batches import Batch, KnownPositives
-from uatmc_dist.models.objectives import FullCatalog, Sampled
+from uatmc_dist.models.objectives import FullCatalog, Sampled, Softmax
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_kernels import coordinate
 
 USERS, ITEMS, PAIRS, D = 20, 60, 33, 5
+OBJECTIVES = "sampled", "full_catalog", "known", "softmax", "softmax/known"
 
 
 def problem(objective_name, seed=0):
@@ -27,6 +28,8 @@ def problem(objective_name, seed=0):
         "sampled": lambda: Sampled(block),
         "full_catalog": lambda: FullCatalog(block, known, False),
         "known": lambda: FullCatalog(block, known, True),
+        "softmax": lambda: Softmax(block, known, False),
+        "softmax/known": lambda: Softmax(block, known, True),
     }[objective_name]()
     rows = objective.rows(batch)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -43,7 +46,7 @@ def problem(objective_name, seed=0):
     return view, loss
 
 
-@pytest.mark.parametrize("objective", ["sampled", "full_catalog", "known"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("adv_align_weight", [0.0, 4.0])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -58,7 +61,7 @@ def test_closed_form_equals_double_differentiation(objective, steps, adv_align_w
         assert (size <= 0.3 * row.norm(dim=1) * (1 + 1e-12)).all()
 
 
-@pytest.mark.parametrize("objective", ["sampled", "full_catalog", "known"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_full_gradient_of_j_equals_double_differentiation(objective):
     """The direction itself, before it is normalised row by row."""
     view, loss = problem(objective)

@@ -1,4 +1,4 @@
-"""The two BPR objectives over item blocks: sampled (paper) and full catalog (docs/algorithm.md, section 2).
+"""The objectives over item blocks: BPR, sampled (paper) or full catalog, and softmax (docs/algorithm.md, section 2).
 
 An objective says which items a step touches, returns this rank's partial loss, and knows the product of its
 Hessian in the content rows with a direction (section 4.1).
@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch, KnownPositives
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, owned, scores_at, sum_over_ranks
-from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, logsumexp_over_ranks, owned, scores_at, sum_over_ranks
+from uatmc_kernels import (
+    bpr_all_items,
+    bpr_all_items_hvp,
+    logsumexp_all_items,
+    softmax_all_items_hvp,
+    softmax_mean_change,
+)
 
 
 class Objective(Protocol):
@@ -50,8 +56,8 @@ def _content(rows_nK: torch.Tensor, tangent_nd: torch.Tensor) -> tuple[torch.Ten
     return rows_nK[:, columns], columns
 
 
-class FullCatalog:
-    """Every item is a negative of every pair."""
+class _AllItems:
+    """What the objectives share in which every item is a negative of every pair."""
 
     def __init__(
         self,
@@ -79,6 +85,10 @@ class FullCatalog:
 
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self._score_dtype is None else rows.to(self._score_dtype)
+
+
+class FullCatalog(_AllItems):
+    """BPR: the mean over pairs and negatives of softplus(negative's score - positive's)."""
 
     def _num_terms(self, batch: Batch) -> int:
         if not self._exclude:
@@ -126,6 +136,59 @@ class FullCatalog:
         mine, index = owned(index_B, device)
         hvp_nd.index_add_(0, index, row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
         return hvp_nd.div_(self._num_terms(batch))
+
+
+class Softmax(_AllItems):
+    """Cross-entropy of the positive among all items: softplus(log-sum-exp of the others - the positive's score)."""
+
+    def loss(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        handicap_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
+        index_B = rows.index_of(batch.positives_B)
+        positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
+        if handicap_B is not None:
+            positive_B = positive_B - handicap_B
+        losses_B = F.softplus(self._others(users_BK, items_nK, batch, index_B) - positive_B)
+        # Every rank knows all losses; each takes its own share of the pairs into the sum.
+        return losses_B[batch_slice(len(batch))].sum() / len(batch)
+
+    def _others(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, index_B: torch.Tensor
+    ) -> torch.Tensor:
+        """log-sum-exp [B] of the scores of all items but the positive, complete on every rank."""
+        device = users_BK.device
+        seen = self._seen(batch, device)
+        return logsumexp_over_ranks(logsumexp_all_items(users_BK, items_nK, index_B.to(device), seen=seen))
+
+    @torch.no_grad()
+    def content_hvp(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
+    ) -> torch.Tensor:
+        users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
+        content_Bd, columns = _content(users_BK, tangent_nd)
+        index_B, device = rows.index_of(batch.positives_B), users_BK.device
+        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
+        positive_B, positive_change_B = sum_over_ranks(shares)
+        total_B = torch.logaddexp(self._others(users_BK, items_nK, batch, index_B), positive_B)
+        skip_B, seen = index_B.to(device), self._seen(batch, device)
+        mean_B = sum_over_ranks(
+            softmax_mean_change(users_BK, items_nK, total_B, skip_B, tangent_nd, columns, seen=seen)
+        )
+        positive_share_B = torch.exp(positive_B - total_B)
+        mean_B = mean_B + positive_share_B * positive_change_B
+        hvp_nd = softmax_all_items_hvp(
+            users_BK, items_nK, total_B, skip_B, tangent_nd, mean_B, columns, seen=seen
+        )
+        mine, index = owned(index_B, device)
+        pull_B = positive_share_B * (positive_change_B - mean_B)
+        hvp_nd.index_add_(0, index, pull_B[mine, None] * content_Bd[mine])
+        return hvp_nd.div_(len(batch))
 
 
 class Sampled:

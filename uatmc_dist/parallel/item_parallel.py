@@ -80,6 +80,20 @@ def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
     return partial if num_ranks() == 1 else _SumRanks.apply(partial)
 
 
+def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
+    """log-sum-exp of all ranks' values; -inf counts as nothing. Two vectors of B numbers travel; differentiable, to any
+    order."""
+    if num_ranks() == 1:
+        return local_B
+    largest_B = local_B.detach().clone()
+    dist.all_reduce(largest_B, dist.ReduceOp.MAX)
+    TRAFFIC.all_reduced(largest_B.nbytes)
+    largest_B.masked_fill_(largest_B == -torch.inf, 0)
+    total_B = sum_over_ranks((local_B - largest_B).exp())
+    # Where no rank has an item: log(0) would be right, and its gradient NaN.
+    return total_B.clamp(min=torch.finfo(total_B.dtype).tiny).log() + largest_B
+
+
 @dataclass(frozen=True)
 class GatheredUsers:
     """User rows on their way: what does not need them can be computed until `wait`."""
