@@ -57,6 +57,18 @@ class ModelConfig(Section):
     """Hidden widths of the visual projector, each followed by ReLU and LayerNorm."""
     text_hidden: list[Positive] = [256]
     """Hidden widths of the textual projector."""
+    initial: Literal["random", "content"] = "random"
+    """What training starts from. random: seeded weights. content: nearest neighbours by content; projectors are the
+    principal components of the features (no hidden layers then), the fusion is their sum, and the content half of
+    a history's row is that of the item itself."""
+
+    @model_validator(mode="after")
+    def _components_are_linear(self) -> "ModelConfig":
+        if self.content and self.initial == "content" and (self.visual_hidden or self.text_hidden):
+            raise ValueError(
+                "model.initial content needs linear projectors; set model.visual_hidden=[] and model.text_hidden=[]"
+            )
+        return self
 
 
 class TablesConfig(Section):

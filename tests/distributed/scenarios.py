@@ -28,7 +28,12 @@ SCENARIOS = {
     "full/uat_mc/linf": ["adversarial.steps=3", "adversarial.norm=linf"],
     "sampled/uat_mc/steps": ["adversarial.objective=sampled", "adversarial.steps=2"],
     "sampled/uat_mc/history": ["model.user=history", "clean.objective=sampled", "adversarial.objective=sampled"],
-    "full/uat_mc/history": ["model.user=history", "clean.objective=full_catalog", "training.regulariser=squared_norm"],
+    "full/uat_mc/history": [
+        "model.user=history",
+        "clean.objective=full_catalog",
+        "training.regulariser=squared_norm",
+        "tables.optimizer=rowwise_adagrad",
+    ],
     "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],
     "softmax/uat_mc": ["clean.objective=softmax", "adversarial.objective=softmax", "model.user=history"],
     "softmax/certified": ["adversarial.objective=softmax", "adversarial.adversary=certified"],

@@ -10,6 +10,7 @@ from uatmc_dist.data.catalog import MODALITIES, Catalog
 
 CHUNK = 4096
 """Items projected at a time."""
+_ITEMS_FOR_COMPONENTS = 1 << 14
 
 
 class Projector(nn.Sequential):
@@ -70,6 +71,41 @@ def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
             model.text_hidden,
             model.embedding_dim,
         )
+
+
+def initialised_content_model(config: Config, catalog: Catalog) -> ContentModel:
+    """The dense part that training starts from (model.initial)."""
+    model = build_content_model(config, catalog)
+    if config.model.initial == "content":
+        with torch.no_grad():
+            for modality in MODALITIES:
+                layer = getattr(model, modality)[0]
+                mean_D, components_kD = principal_components(catalog, modality, config.model.embedding_dim, config.seed)
+                layer.weight.zero_()[: len(components_kD)] = components_kD
+                layer.bias.zero_()[: len(components_kD)] = -components_kD @ mean_D
+            for fusion in (model.w_v, model.w_t):
+                nn.init.eye_(fusion)
+    return model
+
+
+def principal_components(
+    catalog: Catalog, modality: str, most: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [D] and at most `most` principal components [k, D], unit rows, of a modality's features: of evenly spread
+    items where there are many, and of those alone that have a photo or a text."""
+    features = catalog.features[modality]
+    ids = np.linspace(0, catalog.num_items - 1, min(catalog.num_items, _ITEMS_FOR_COMPONENTS)).astype(np.int64)
+    rows_ND = torch.from_numpy(features.rows(ids))
+    features.release()
+    rows_ND = rows_ND[rows_ND.any(dim=1)]
+    if not len(rows_ND):
+        return torch.zeros(features.width), torch.zeros(0, features.width)
+    mean_D = rows_ND.mean(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rank = min(most, *rows_ND.shape)
+        components_Dk = torch.svd_lowrank(rows_ND - mean_D, q=min(rank + 8, *rows_ND.shape), niter=4)[2]
+    return mean_D, components_Dk[:, :rank].T.contiguous()
 
 
 def fused_items(

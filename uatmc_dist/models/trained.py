@@ -20,7 +20,12 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items
+from uatmc_dist.models.projectors import (
+    ContentModel,
+    build_content_model,
+    initialised_content_model,
+    project_items,
+)
 from uatmc_dist.parallel.process_group import any_rank
 
 FILE = "model.safetensors"
@@ -161,17 +166,19 @@ class TrainedModel:
         """The seeded weights that training with this configuration starts from."""
         dim = config.model.embedding_dim
         width = 2 * dim if config.model.content else dim
-        users_UK = _user_vectors(
-            config, catalog, lambda table, count: initial_rows(table, 0, count, width, config)
-        )
+        dense = initialised_content_model(config, catalog) if config.model.content else None
+
+        def rows(table: str, count: int) -> torch.Tensor:
+            drawn = initial_rows(table, 0, count, width, config)
+            if table == "history" and dense is not None and config.model.initial == "content":
+                with torch.no_grad():
+                    projected = project_items(dense, catalog, 0, count, torch.device("cpu"))
+                    drawn[:, dim:] = dense.fuse(*projected)
+            return drawn
+
+        users_UK = _user_vectors(config, catalog, rows)
         identity_Nd = initial_rows("item", 0, catalog.num_items, dim, config)
-        return cls(
-            config,
-            catalog,
-            users_UK,
-            identity_Nd,
-            build_content_model(config, catalog) if config.model.content else None,
-        )
+        return cls(config, catalog, users_UK, identity_Nd, dense)
 
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""

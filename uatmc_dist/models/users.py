@@ -24,6 +24,11 @@ class UserVectors:
     def tables(self) -> list[ShardedTable | ShardedBags]:
         return [table for table in (self._rows, self._history) if table is not None]
 
+    def start_from_content(self, content_nd: torch.Tensor) -> None:
+        """Sets the content half of this rank's history rows; the items' blocks are the same."""
+        if self._history is not None:
+            self._history.local_weight[:, -content_nd.shape[1] :] = content_nd
+
     def of_pairs(self, batch: Batch) -> torch.Tensor:
         """[m, K] for this rank's slice of a batch, positives left out of the histories."""
         mine = batch_slice(len(batch))

@@ -11,7 +11,13 @@ from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import ContentModel, build_content_model, project_items, raw_rows
+from uatmc_dist.models.projectors import (
+    ContentModel,
+    build_content_model,
+    initialised_content_model,
+    project_items,
+    raw_rows,
+)
 from uatmc_dist.models.tables import ShardedBags, ShardedTable
 from uatmc_dist.models.users import UserVectors
 from uatmc_dist.parallel.engine import DenseEngine
@@ -51,10 +57,14 @@ class VBPR:
         self._dense: ContentModel | None = None
         module: torch.nn.Module = torch.nn.Module()
         if self.has_content:
-            self._dense = module = build_content_model(config, catalog)
-            if dense_weights is not None:
+            if dense_weights is None:
+                self._dense = module = initialised_content_model(config, catalog)
+            else:
+                self._dense = module = build_content_model(config, catalog)
                 self._dense.load_state_dict(dense_weights)
             self._dense.to(world.device)
+            if dense_weights is None and config.model.initial == "content":
+                self.users.start_from_content(self._local_content())
             if phase == "adversarial":
                 self._dense.freeze_projectors()
                 block = self.items.block
@@ -97,6 +107,10 @@ class VBPR:
         identity = self.items.local_weight
         if not self.has_content:
             return identity
+        return torch.cat([identity, self._local_content()], dim=1)
+
+    @torch.no_grad()
+    def _local_content(self) -> torch.Tensor:
         block = self.items.block
         v_nd, t_nd = self._projected or project_items(self.dense, self._catalog, block.lo, block.hi, self._device)
-        return torch.cat([identity, self.dense.fuse(v_nd, t_nd)], dim=1)
+        return self.dense.fuse(v_nd, t_nd)
