@@ -305,6 +305,25 @@ def export(
 
 
 @app.command()
+def recommend(
+    run: RunPath,
+    history: Annotated[str, typer.Option(help="Items that somebody has bought: ids of the source, with commas.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Length of the list.")] = 20,
+) -> None:
+    """A list for a history, also of somebody whom training has not seen."""
+    from uatmc_dist.evaluation.recommend import recommend as recommended
+
+    names = [name.strip() for name in history.split(",") if name.strip()]
+    if not names:
+        raise UserError("--history: names no item; give ids of the source, as 108775015,108775044")
+    _, _, catalog, model = _opened(run, None)
+    table = Table("", "item", "title", "score", title=f"{run}: for a history of {len(names)} items")
+    for rank, found in enumerate(recommended(model, catalog, names, k), start=1):
+        table.add_row(str(rank), found.source_id, found.title, f"{found.score:.4f}")
+    console.print(table)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs that were evaluated and attacked.")],
     epsilon: Annotated[float | None, typer.Option(help="Radius to show; the largest by default.")] = None,
@@ -383,6 +402,7 @@ def plan(
     devices: Annotated[int, typer.Option(help="Devices in all; one rank each.")] = 1,
     nodes: Annotated[int | None, typer.Option(help="Nodes; as few as hold the devices where not given.")] = None,
     device: Annotated[str, typer.Option(help="h100, or cpu: this machine, measured now.")] = "h100",
+    user: Annotated[str, typer.Option(help="model.user: row, history or both.")] = "row",
     clean_objective: Annotated[str, typer.Option(help="clean.objective.")] = "sampled",
     objective: Annotated[str, typer.Option(help="adversarial.objective.")] = "full_catalog",
     adversary: Annotated[str, typer.Option(help="adversarial.adversary.")] = "uat_mc",
@@ -402,6 +422,7 @@ def plan(
         interactions=20 * users if interactions is None else interactions,
         visual_dim=visual_dim,
         text_dim=text_dim,
+        user=user,  # type: ignore[arg-type]
         embedding_dim=embedding_dim,
         batch_size=batch,
         objective=objective,  # type: ignore[arg-type]  # names are checked by the planner, which says them in one line

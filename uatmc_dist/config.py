@@ -49,8 +49,8 @@ class ModelConfig(Section):
     embedding_dim: Positive = 64
     """Width d of an item's identity half and of its content half; users carry 2d."""
     user: UserKind = "row"
-    """What a user's vector is. row: a learned row of his own (VBPR). history: learned rows of his training items, summed
-    and divided by the square root of their number; new users need no training. both: the sum of the two."""
+    """What a user's vector is. row: a learned row of his own (VBPR). history: learned rows of his training items,
+    summed and divided by the square root of their number; new users need no training. both: the sum of the two."""
     content: bool = True
     """Use visual and textual content. Off: BPR-MF, identity embeddings alone."""
     visual_hidden: list[Positive] = [1024, 256]

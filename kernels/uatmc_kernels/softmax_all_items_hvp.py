@@ -38,7 +38,9 @@ def softmax_mean_change(
 
     total_B    log of the softmax's denominator, over all blocks; other arguments as in `softmax_all_items_hvp`
     """
-    scores, content, name = _checked(users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation)
+    scores, content, name = _checked(
+        users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation
+    )
     if name == "reference":
         return reference.softmax_mean_change(scores, tangent_items_Nd, content)
     return _mean_change(*scores.flat(), tangent_items_Nd, content.start, content.stop, name)
@@ -66,7 +68,9 @@ def softmax_all_items_hvp(
     Column `skip_B[b]`, the positive, and `seen` are left out; the positive's own share is the caller's to scatter.
     Raises ValueError, naming the argument, for shapes, dtypes or devices that do not fit.
     """
-    scores, content, name = _checked(users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation)
+    scores, content, name = _checked(
+        users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation
+    )
     check_float("mean_change_B", mean_change_B, (len(users_BK),), users_BK)
     if name == "reference":
         return reference.softmax_all_items_hvp(scores, tangent_items_Nd, mean_change_B, content)

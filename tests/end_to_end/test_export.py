@@ -29,10 +29,10 @@ print(len(theirs), "users agree")
 """
 
 
-@pytest.mark.parametrize("content", [True, False])
-def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, content):
+@pytest.mark.parametrize(("content", "user"), [(True, "history"), (False, "row")])
+def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, content, user):
     adversarial = {"epochs": 1 if content else 0}
-    config = write_config(model={"content": content}, adversarial=adversarial)
+    config = write_config(model={"content": content, "user": user}, adversarial=adversarial)
     torchrun(2, "train.py", config)
     run, lists = tmp_path / "runs/tiny", tmp_path / "lists.parquet"
     run_uatmc("evaluate", run, "--lists", lists)

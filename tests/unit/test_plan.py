@@ -57,7 +57,8 @@ problems = st.builds(
     embedding_dim=st.sampled_from([8, 64, 100, 512]),
     batch_size=st.integers(1, 1 << 16),
     optimizer=st.sampled_from(["adagrad", "rowwise_adagrad", "sgd"]),
-    objective=st.sampled_from(["sampled", "full_catalog"]),
+    user=st.sampled_from(["row", "history", "both"]),
+    objective=st.sampled_from(["sampled", "full_catalog", "softmax"]),
     adversary=st.sampled_from(["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]),
     score_precision=st.sampled_from(["fp32", "bf16"]),
     projected_precision=st.sampled_from(["fp32", "bf16"]),
@@ -163,13 +164,15 @@ PERSISTENT = """
 import json, sys
 from pathlib import Path
 from uatmc_dist.config import load_config
+from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.vbpr import VBPR
 from uatmc_dist.parallel import process_group
 
 world = process_group.join()
 config = load_config(Path(sys.argv[1]))
-model = VBPR(Catalog(config.catalog), config, world, "adversarial")
+catalog = Catalog(config.catalog)
+model = VBPR(catalog, KnownPositives.of_training(catalog), config, world, "adversarial")
 found = {"projected features": sum(rows.nbytes for rows in model._projected)}
 for table in model.tables:
     state = [entry for of_table in table.optimizer_state().values() for entry in of_table.values()]
@@ -183,11 +186,12 @@ process_group.leave()
 
 
 def test_what_a_rank_keeps_is_what_the_classes_keep(write_config):
+    config = write_config(model={"user": "both"})
     done = subprocess.run(
-        [sys.executable, "-c", PERSISTENT, str(write_config())], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PERSISTENT, str(config)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     kept = json.loads(done.stdout.splitlines()[-1])
-    problem = Problem(230, 203, 1600, 20, 12, (16, 12), (12,), embedding_dim=8, batch_size=128)
+    problem = Problem(230, 203, 1600, 20, 12, (16, 12), (12,), user="both", embedding_dim=8, batch_size=128)
     modelled = sizes(problem, CPU, 1, "adversarial")
     assert kept == {name: modelled[name] for name in kept}
 
@@ -195,9 +199,9 @@ def test_what_a_rank_keeps_is_what_the_classes_keep(write_config):
 @pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad", "sgd"])
 @pytest.mark.parametrize("machine, devices", [(CPU, 4), (h100(), 16)])
 def test_torchrecs_planner_agrees_about_the_tables(machine, devices, optimizer):
-    problem = Problem(10**6, 10**6, 10**7, optimizer=optimizer)
+    problem = Problem(10**6, 10**6, 10**7, user="both", optimizer=optimizer)
     found = {each.name: each for each in plan_tables(problem, machine, devices, 1 if machine is CPU else 2)}
-    assert set(found) == {"user", "item"}
+    assert set(found) == {"user", "history", "item"}
     modelled = sizes(problem, machine, devices, "adversarial")
     for name, table in found.items():
         ours = modelled[f"{name} table"] + modelled[f"{name} table, optimiser state"]
@@ -263,7 +267,8 @@ def call(monkeypatch, *arguments) -> int:
         ("--visual-dim 0", "--visual-dim 0: at least 1 is needed"),
         ("--device tpu", "--device tpu: h100, cpu are known"),
         ("--device cpu --nodes 2", "--nodes 2: at most 1 (--device cpu is this machine)"),
-        ("--objective best", "--objective best: sampled, full_catalog are known"),
+        ("--objective best", "--objective best: sampled, full_catalog, softmax are known"),
+        ("--user nobody", "--user nobody: row, history, both are known"),
         ("--adversary me", "--adversary me: none, noise"),
         ("--score-precision fp8", "--score-precision fp8: fp32, bf16 are known"),
     ],

@@ -46,9 +46,9 @@ class KnownPositives:
         file = catalog.path / TRAINING / "known.npy"
         keys = _mapped(file)
         if keys is None:
-            keys = _keys(*catalog.split("train"), catalog.num_items)
-            if _write(file, keys):
-                keys = _mapped(file)
+            made = _keys(*catalog.split("train"), catalog.num_items)
+            mapped = _mapped(file) if _write(file, made) else None
+            keys = made if mapped is None else mapped
         known = cls.__new__(cls)
         known._take(keys, catalog.num_users, catalog.num_items)
         return known

@@ -45,8 +45,8 @@ def bags_of_users(known: KnownPositives, users_m: torch.Tensor) -> Bags:
 
 
 def bags_of_pairs(known: KnownPositives, batch: Batch, mine: slice, dropout: float) -> Bags:
-    """Histories of the pairs `mine` of a batch: each without its positive, which would give the answer away, and without
-    a random share `dropout` of the rest. The same draws on any number of ranks."""
+    """Histories of the pairs `mine` of a batch: each without its positive, which would give the answer away, and
+    without a random share `dropout` of the rest. The same draws on any number of ranks."""
     rows_E, items_E = known.entries(batch.users_B)
     kept_E = items_E != batch.positives_B[rows_E]
     if dropout:
@@ -55,7 +55,9 @@ def bags_of_pairs(known: KnownPositives, batch: Batch, mine: slice, dropout: flo
     return Bags.of(rows_E[kept_E] - mine.start, items_E[kept_E], mine.stop - mine.start)
 
 
-def pooled_users(known: KnownPositives, history_NK: torch.Tensor, num_users: int, at_once: int = 1 << 14) -> torch.Tensor:
+def pooled_users(
+    known: KnownPositives, history_NK: torch.Tensor, num_users: int, at_once: int = 1 << 14
+) -> torch.Tensor:
     """Pooled vectors [U, K] of all users, a block of them at a time."""
     users_UK = history_NK.new_empty(num_users, history_NK.shape[1])
     for start in range(0, num_users, at_once):

@@ -2,7 +2,8 @@
 
 embeddings.safetensors    user [U, K], item [N, K] (score = <user, item>), fusion.{w_v, w_t, bias} and the projectors'
                           weights by layer (projector.visual.0.weight, ...); the header's metadata say how they belong
-                          together
+                          together. Where users are their histories also history [N, K]: somebody new is the sum of
+                          his items' rows over the square root of their number
 items.parquet             item int64, source_id string, vector fixed_size_list<float>[K]: what a vector index ingests
 """
 
@@ -26,8 +27,13 @@ def export_model(model: TrainedModel, catalog: Catalog, folder: Path) -> list[Pa
     """Writes both files and returns their paths. Raises UserError where they cannot be written."""
     items_NK = model.items()
     embeddings, vectors = folder / "embeddings.safetensors", folder / "items.parquet"
+    tensors = {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}
+    if model.history_NK is not None:
+        tensors["history"] = model.history_NK
     metadata = {
         "score": "dot product of a row of user and a row of item",
+        "user": "a row of its own, the pooled history (sum of his items' history rows / sqrt(count)), or their sum: "
+        + model.config.model.user,
         "item": "[identity | w_v v + w_t t + bias]; v, t: L2-normalised outputs of the projectors",
         "projector": "Linear, then ReLU and LayerNorm after each hidden layer; the last Linear has neither",
         "catalog": catalog.name,
@@ -35,7 +41,7 @@ def export_model(model: TrainedModel, catalog: Catalog, folder: Path) -> list[Pa
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(embeddings, {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}, metadata)
+        write_safetensors(embeddings, tensors, metadata)
         _write_vectors(vectors, items_NK.numpy(), catalog.titles()[0])
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch, KnownPositives
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, logsumexp_over_ranks, owned, scores_at, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import (
+    ActiveRows,
+    ItemBlock,
+    batch_slice,
+    logsumexp_over_ranks,
+    owned,
+    scores_at,
+    sum_over_ranks,
+)
 from uatmc_kernels import (
     bpr_all_items,
     bpr_all_items_hvp,
@@ -182,9 +190,7 @@ class Softmax(_AllItems):
         )
         positive_share_B = torch.exp(positive_B - total_B)
         mean_B = mean_B + positive_share_B * positive_change_B
-        hvp_nd = softmax_all_items_hvp(
-            users_BK, items_nK, total_B, skip_B, tangent_nd, mean_B, columns, seen=seen
-        )
+        hvp_nd = softmax_all_items_hvp(users_BK, items_nK, total_B, skip_B, tangent_nd, mean_B, columns, seen=seen)
         mine, index = owned(index_B, device)
         pull_B = positive_share_B * (positive_change_B - mean_B)
         hvp_nd.index_add_(0, index, pull_B[mine, None] * content_Bd[mine])

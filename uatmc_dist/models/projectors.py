@@ -88,9 +88,7 @@ def initialised_content_model(config: Config, catalog: Catalog) -> ContentModel:
     return model
 
 
-def principal_components(
-    catalog: Catalog, modality: str, most: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def principal_components(catalog: Catalog, modality: str, most: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean [D] and at most `most` principal components [k, D], unit rows, of a modality's features: of evenly spread
     items where there are many, and of those alone that have a photo or a text."""
     features = catalog.features[modality]

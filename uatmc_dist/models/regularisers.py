@@ -1,4 +1,5 @@
-"""The loss terms beside the objective: the size of the embeddings, and InfoNCE between the modalities (docs/algorithm.md, section 2)."""
+"""The loss terms beside the objective: the size of the embeddings, and InfoNCE between the modalities
+(docs/algorithm.md, section 2)."""
 
 import torch
 import torch.nn.functional as F

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from uatmc_dist.config import Config, UserKind, dump_config, load_config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
-from uatmc_dist.data.histories import pooled_users
+from uatmc_dist.data.histories import Bags, pooled_users
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
@@ -124,21 +124,25 @@ class ModelFile:
 class TrainedModel:
     """A model in memory, whole, on one CPU.
 
-    users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`.
+    users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`; where users are their
+    histories, history_NK. `tables` are those of `table_names`, whole.
     """
 
     def __init__(
         self,
         config: Config,
         catalog: Catalog,
-        users_UK: torch.Tensor,
-        identity_Nd: torch.Tensor,
+        tables: dict[str, torch.Tensor],
         dense: ContentModel | None,
         path: Path | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.path = path
-        self.config, self.users_UK, self.identity_Nd, self.dense = config, users_UK, identity_Nd, dense
+        self.path, self.config, self.dense = path, config, dense
+        self.identity_Nd, self.history_NK = tables["item"], tables.get("history")
+        parts = [tables["user"]] if "user" in tables else []
+        if self.history_NK is not None:
+            parts.append(pooled_users(KnownPositives.of_training(catalog), self.history_NK, catalog.num_users))
+        self.users_UK = sum(parts[1:], parts[0])
         if dense is not None:
             dense.requires_grad_(False)
             project = project_items if path is None else partial(projected_items, progress=progress)
@@ -157,28 +161,25 @@ class TrainedModel:
         if weights:
             dense = build_content_model(file.config, catalog)
             dense.load_state_dict(weights)
-        users_UK = _user_vectors(file.config, catalog, lambda table, count: file.rows(table, 0, count))
-        identity_Nd = file.rows("item", 0, catalog.num_items)
-        return cls(file.config, catalog, users_UK, identity_Nd, dense, run, progress)
+        tables = {name: file.rows(name, 0, file.num_rows(name)) for name in table_names(file.config.model.user)}
+        return cls(file.config, catalog, tables, dense, run, progress)
 
     @classmethod
     def initial(cls, config: Config, catalog: Catalog) -> "TrainedModel":
         """The seeded weights that training with this configuration starts from."""
         dim = config.model.embedding_dim
         width = 2 * dim if config.model.content else dim
+        widths = {"user": (catalog.num_users, width), "history": (catalog.num_items, width)}
+        tables = {
+            name: initial_rows(name, 0, *widths.get(name, (catalog.num_items, dim)), config)
+            for name in table_names(config.model.user)
+        }
         dense = initialised_content_model(config, catalog) if config.model.content else None
-
-        def rows(table: str, count: int) -> torch.Tensor:
-            drawn = initial_rows(table, 0, count, width, config)
-            if table == "history" and dense is not None and config.model.initial == "content":
-                with torch.no_grad():
-                    projected = project_items(dense, catalog, 0, count, torch.device("cpu"))
-                    drawn[:, dim:] = dense.fuse(*projected)
-            return drawn
-
-        users_UK = _user_vectors(config, catalog, rows)
-        identity_Nd = initial_rows("item", 0, catalog.num_items, dim, config)
-        return cls(config, catalog, users_UK, identity_Nd, dense)
+        if dense is not None and config.model.initial == "content" and "history" in tables:
+            with torch.no_grad():
+                projected = project_items(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+                tables["history"][:, dim:] = dense.fuse(*projected)
+        return cls(config, catalog, tables, dense)
 
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""
@@ -186,15 +187,12 @@ class TrainedModel:
             return self.identity_Nd
         return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)
 
-
-def _user_vectors(
-    config: Config, catalog: Catalog, rows: Callable[[str, int], torch.Tensor]
-) -> torch.Tensor:
-    """p_u [U, K] of all users, with the whole histories; `rows(table, count)` gives a table."""
-    parts = []
-    if config.model.user != "history":
-        parts.append(rows("user", catalog.num_users))
-    if config.model.user != "row":
-        known = KnownPositives.of_training(catalog)
-        parts.append(pooled_users(known, rows("history", catalog.num_items), catalog.num_users))
-    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+    def user_of_history(self, items_E: torch.Tensor) -> torch.Tensor:
+        """Vector [K] of somebody who has bought these items, known to the training or not. Raises UserError for a
+        model whose users are rows alone."""
+        if self.history_NK is None:
+            raise UserError(
+                f"{self.path}: each user is a row of its own (model.user=row), so nobody new can be served; train with "
+                "model.user=history"
+            )
+        return Bags.of(torch.zeros_like(items_E), items_E, 1).pooled(self.history_NK)[0]

@@ -16,9 +16,7 @@ class UserVectors:
         kind = config.model.user
         self._known, self._dropout = known, config.training.history_dropout
         self._rows = None if kind == "history" else ShardedTable("user", num_users, width, config.tables, device)
-        self._history = (
-            None if kind == "row" else ShardedBags("history", known.num_items, width, config.tables, device)
-        )
+        self._history = None if kind == "row" else ShardedBags("history", known.num_items, width, config.tables, device)
 
     @property
     def tables(self) -> list[ShardedTable | ShardedBags]:

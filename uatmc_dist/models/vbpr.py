@@ -29,9 +29,10 @@ NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class VBPR:
     """The model of one phase, with fresh optimisers.
 
-    `dense_weights` (float32, by parameter name) replaces the seeded initial ones; the tables are seeded and
-    may be loaded afterwards. `known` has the users' histories. In the adversarial phase the projectors are frozen, this rank's items are
-    projected once, here, and no raw feature is read again. `progress(done, total)` is told of them.
+    `dense_weights` (float32, by parameter name) replaces the initial ones (model.initial); the tables are seeded and
+    may be loaded afterwards. `known` has the users' histories. In the adversarial phase the projectors are frozen,
+    this rank's items are projected once, here, and no raw feature is read again. `progress(done, total)` is told of
+    them.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from uatmc_dist.config import (
     TableOptimizer,
     TablesConfig,
     TrainingConfig,
+    UserKind,
 )
 from uatmc_dist.parallel.machine import Machine, Precision, Resource
 
@@ -39,6 +40,7 @@ class Problem:
     text_dim: int = 384
     visual_hidden: tuple[int, ...] = tuple(ModelConfig().visual_hidden)
     text_hidden: tuple[int, ...] = tuple(ModelConfig().text_hidden)
+    user: UserKind = ModelConfig().user
     embedding_dim: int = ModelConfig().embedding_dim
     batch_size: int = TrainingConfig().batch_size
     optimizer: TableOptimizer = TablesConfig().optimizer
@@ -51,6 +53,19 @@ class Problem:
     @property
     def width(self) -> int:
         return 2 * self.embedding_dim
+
+    @property
+    def has_rows(self) -> bool:
+        return self.user != "history"
+
+    @property
+    def has_history(self) -> bool:
+        return self.user != "row"
+
+    @property
+    def history(self) -> float:
+        """Mean number of items that a user has bought; nothing taken off for dropout."""
+        return self.interactions / self.users if self.has_history else 0.0
 
     @property
     def perturbs(self) -> bool:
@@ -67,7 +82,7 @@ class Problem:
     def rows(self, ranks: int) -> int:
         """n: items of the largest block that a step touches; for the sampled objective what evenly drawn items of
         the batch would be, an upper bound of the mean."""
-        if self.objective == "full_catalog":
+        if self.objective != "sampled":
             return -(-self.items // ranks)
         distinct = self.items * (1 - (1 - 1 / self.items) ** (2 * self.batch_size))
         return -(-round(distinct) // ranks)
@@ -226,7 +241,11 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
         features = problem.visual_dim + problem.text_dim
         yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
         yield "project", _projection(problem, n)
-    yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=(ranks - 1) / ranks)
+    others = (ranks - 1) / ranks
+    if problem.has_rows:
+        yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=others)
+    if problem.has_history:
+        yield "pool histories", _pooling(problem, machine, ranks, share, width, elsewhere=others)
     yield "gather users", _ring(ranks, 2 * batch * width * FLOAT, calls=2)
     yield "item rows", _lookup(problem, machine, ranks, n, d, elsewhere=0.0)
     # Forward of a fusion: two products read and written (4), summed (3), joined to the identities (4). Backward:
@@ -281,12 +300,41 @@ def _lookup(problem: Problem, machine: Machine, ranks: int, rows: int, dim: int,
     )
 
 
+def _pooling(problem: Problem, machine: Machine, ranks: int, share: int, dim: int, elsewhere: float) -> Work:
+    """TorchRec's weighted sums over histories and the update of their rows: a rank works on what all ranks look up in
+    its block, sums travel by reduce-scatter and their gradients by all-gather."""
+    entries = share * problem.history
+    state = {"adagrad": 2 * dim, "rowwise_adagrad": 2, "sgd": 0}[problem.optimizer]
+    # A row read (1) for the sum; its bag's gradient read (1), row read and written (2), state the same.
+    traffic = FLOAT * (4 * entries * dim + entries * state + 4 * share * dim) + 10 * entries * INDEX
+    sent = 2 * ranks * share * dim * FLOAT
+    ring = _ring(ranks, sent, calls=2)
+    return replace(
+        ring,
+        bytes=traffic,
+        updates=entries * dim if machine.is_cpu else 0.0,
+        exchange_bytes=elsewhere * entries * (INDEX + FLOAT),
+        collectives=ring.collectives + (4 if ranks > 1 else 0),  # lengths, splits, ids, weights
+    )
+
+
 def _scores(problem: Problem, machine: Machine, n: int) -> Work:
     """Loss, and gradients of users and items."""
     batch, width = problem.batch_size, problem.width
     if problem.objective == "sampled":  # two rows a pair are picked, multiplied, summed, and the same backward
         return Work(bytes=20 * batch * width * FLOAT, sigmas=2 * batch, logs=batch)
     scores, rows = batch * n, (batch + n) * width * FLOAT
+    if problem.objective == "softmax":
+        # A sweep for the sum that carries the largest score, and one, on a GPU one a side, for the gradients.
+        if machine.is_cpu:
+            return Work(score_flops=8 * scores * width, sigmas=2 * scores, elementwise=4 * scores, bytes=3 * rows)
+        by_users, by_items, _ = _instructions(problem)
+        return Work(
+            score_flops=10 * scores * width,
+            sigmas=3 * scores,
+            elementwise=(2 * by_users + by_items) * scores,
+            bytes=4 * rows,
+        )
     if machine.is_cpu:
         # In each tile: the start of the product, clamp, its sum, 1 - sigma, minimum, sum of sigma; then halves of
         # products of four (3/4), their sign and their sum (1/4 each). One logarithm for four scores.
@@ -312,6 +360,11 @@ def _hvp(problem: Problem, machine: Machine, n: int) -> Work:
     scores = batch * n
     rows = (batch * width + n * (width + 2 * d)) * FLOAT
     passes = 4 if machine.is_cpu else _instructions(problem)[2]  # two starts of a product, sigma's slope, its sum
+    if problem.objective == "softmax":  # the sum, the mean change, then the product itself
+        flops, sweeps = 2 * scores * (3 * width + 3 * d), 3
+        return Work(
+            score_flops=flops, sigmas=sweeps * scores, elementwise=sweeps * passes * scores, bytes=sweeps * rows
+        )
     return Work(score_flops=2 * scores * (width + 2 * d), sigmas=scores, elementwise=passes * scores, bytes=rows)
 
 

@@ -40,14 +40,28 @@ def memory_per_rank(
     state_of = {"adagrad": lambda dim: dim, "rowwise_adagrad": lambda dim: 1, "sgd": lambda dim: 0}[problem.optimizer]
     dense = problem.dense_parameters("clean") + 3 * problem.dense_parameters(phase)  # weights, gradients, two moments
     found: list[tuple[str, Place, float]] = [
-        ("user table", "device", users * width * FLOAT),
-        ("user table, optimiser state", "device", users * state_of(width) * FLOAT),
+        *(
+            (
+                ("user table", "device", users * width * FLOAT),
+                ("user table, optimiser state", "device", users * state_of(width) * FLOAT),
+            )
+            if problem.has_rows
+            else ()
+        ),
+        *(
+            (
+                ("history table", "device", block * width * FLOAT),
+                ("history table, optimiser state", "device", block * state_of(width) * FLOAT),
+            )
+            if problem.has_history
+            else ()
+        ),
         ("item table", "device", block * d * FLOAT),
         ("item table, optimiser state", "device", block * state_of(d) * FLOAT),
         ("dense part with AdamW", "device", dense * FLOAT),
         ("rows of items in a step", "device", _row_floats(problem) * n * d * FLOAT),
         ("rows of users in a step", "device", _user_rows(problem, ranks) * batch * width * FLOAT),
-        ("indices of lookups", "device", _INDICES_PER_ROW * (n + -(-batch // ranks))),
+        ("indices of lookups", "device", _INDICES_PER_ROW * (n + -(-batch // ranks) * (1 + problem.history))),
         ("buffers of the score passes", "device", _score_buffers(problem, machine)),
     ]
     if phase == "adversarial":
@@ -60,7 +74,8 @@ def memory_per_rank(
         found.append(("raw features read", "host", n * read))
     found += [
         ("training pairs and their order", "host", 3 * INDEX * problem.interactions),
-        ("known positives", "host", 2 * INDEX * problem.interactions + INDEX * problem.users),
+        # Mapped from the catalog: the ranks of a machine share the pages.
+        ("known positives", "host", INDEX * problem.interactions + INDEX * problem.users),
         ("process and libraries", "host", _PROCESS_BYTES),
     ]
     if not machine.is_cpu:

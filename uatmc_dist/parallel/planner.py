@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from uatmc_dist.config import AdversaryName, Objective, PhaseName
+from uatmc_dist.config import AdversaryName, Objective, PhaseName, UserKind
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.cost_model import Problem, StepCost, step_cost
 from uatmc_dist.parallel.machine import Machine, Precision, h100, measured_with_ranks
@@ -178,6 +178,7 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
     choices = {
         "device": (device, ("h100", "cpu")),
         "clean-objective": (clean_objective, get_args(Objective)),
+        "user": (problem.user, get_args(UserKind)),
         "objective": (problem.objective, get_args(Objective)),
         "adversary": (problem.adversary, get_args(AdversaryName)),
         "score-precision": (problem.score_precision, get_args(Precision)),
@@ -195,7 +196,7 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
 
 
 def plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -> list[TablePlan]:
-    """TorchRec's EmbeddingShardingPlanner about the two tables: row-wise, fused, as models/tables.py shards them.
+    """TorchRec's EmbeddingShardingPlanner about the tables: row-wise, fused, as models/tables.py shards them.
 
     Raises UserError with TorchRec's reason where it finds no placement.
     """
@@ -209,6 +210,7 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
     from torch.distributed.optim import _apply_optimizer_in_backward
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
     from torchrec.distributed.planner.stats import NoopEmbeddingStats
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -220,20 +222,32 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
         TrainerConfig,
     )
     from torchrec.distributed.types import ShardingType
-    from torchrec.modules.embedding_configs import EmbeddingConfig
-    from torchrec.modules.embedding_modules import EmbeddingCollection
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
     from torchrec.optim import RowWiseAdagrad
 
-    sizes = {"user": (problem.users, problem.width), "item": (problem.items, problem.embedding_dim)}
-    module = torch.nn.ModuleDict(
-        {
-            name: EmbeddingCollection(
-                tables=[EmbeddingConfig(name=name, embedding_dim=dim, num_embeddings=rows, feature_names=[name])],
-                device=torch.device("meta"),
-            )
-            for name, (rows, dim) in sizes.items()
-        }
-    )
+    class RowWiseBags(EmbeddingBagCollectionSharder):
+        def sharding_types(self, compute_device_type: str) -> list[str]:
+            """TorchRec names row-wise bags on GPUs alone; they run on CPUs, too (models/tables.py)."""
+            return [ShardingType.ROW_WISE.value]
+
+    sizes = {"item": (problem.items, problem.embedding_dim)}
+    if problem.has_rows:
+        sizes["user"] = problem.users, problem.width
+    if problem.has_history:
+        sizes["history"] = problem.items, problem.width
+
+    def collection(name: str) -> torch.nn.Module:
+        rows, dim = sizes[name]
+        kind, row = (
+            (EmbeddingBagCollection, EmbeddingBagConfig)
+            if name == "history"
+            else (EmbeddingCollection, EmbeddingConfig)
+        )
+        table = row(name=name, embedding_dim=dim, num_embeddings=rows, feature_names=[name])
+        return kind(tables=[table], device=torch.device("meta"))
+
+    module = torch.nn.ModuleDict({name: collection(name) for name in sizes})
     # The planner reads the optimiser, whose state it counts, from the parameters.
     optimizers = {"adagrad": torch.optim.Adagrad, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
     _apply_optimizer_in_backward(optimizers[problem.optimizer], module.parameters(), {"lr": 0.01}, register_hook=False)
@@ -255,24 +269,26 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
             compute_device="cpu" if machine.is_cpu else "cuda", use_hardware_based_bandwidth=True
         ),
     )
-    looked_up = {"user": -(-problem.batch_size // devices), "item": problem.rows(devices)}
+    share = -(-problem.batch_size // devices)
+    looked_up = {"user": share, "history": share, "item": problem.rows(devices)}
+    per_bag = {"user": 1.0, "history": problem.history, "item": 1.0}
     planner = EmbeddingShardingPlanner(
         topology=topology,
         constraints={
             name: ParameterConstraints(
                 sharding_types=[ShardingType.ROW_WISE.value],
                 compute_kernels=[EmbeddingComputeKernel.FUSED.value],
-                pooling_factors=[1.0],
-                batch_sizes=[count],
+                pooling_factors=[per_bag[name]],
+                batch_sizes=[looked_up[name]],
             )
-            for name, count in looked_up.items()
+            for name in sizes
         },
         storage_reservation=FixedPercentageStorageReservation(percentage=1 - USABLE),
         stats=NoopEmbeddingStats(),
         debug=False,
     )
     try:
-        planner.plan(module, [EmbeddingCollectionSharder()])
+        planner.plan(module, [EmbeddingCollectionSharder(), RowWiseBags()])
     except PlannerError as error:
         raise UserError(f"TorchRec's planner finds no placement: {_first_sentence(str(error))}") from None
     place = "ddr" if machine.is_cpu else "hbm"
