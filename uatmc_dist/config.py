@@ -97,8 +97,8 @@ class TrainingConfig(Section):
     """Steps over which the learning rates rise linearly from zero at the start of a phase."""
     reg_weight: Weight = 1.0
     """Weight of the regulariser of the batch's user vectors and item identities, over the batch size."""
-    regulariser: Literal["norm", "squared_norm"] = "norm"
-    """norm: Frobenius norms of the batch's users and items, as published. squared_norm: their squares, which pull
+    reg_norm: Literal["frobenius", "squared"] = "frobenius"
+    """frobenius: norms of the batch's users and items, as published. squared: their squares, which pull
     a row as often as it occurs."""
     history_dropout: Share = 0.3
     """Share of a user's history that a training pair leaves out at random; model.user history and both."""

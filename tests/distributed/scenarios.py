@@ -31,7 +31,7 @@ SCENARIOS = {
     "full/uat_mc/history": [
         "model.user=history",
         "clean.objective=full_catalog",
-        "training.regulariser=squared_norm",
+        "training.reg_norm=squared",
         "tables.optimizer=rowwise_adagrad",
     ],
     "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],

@@ -9,18 +9,18 @@ from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows
 
 
 def embedding_size(
-    kind: str, users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
+    norm: str, users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
 ) -> torch.Tensor:
     """This rank's partial of the regulariser of the global batch's users and items, an item as often as it occurs.
 
-    norm: |users| + sum over item lists of |rows|, Frobenius norms. squared_norm: the sum of their squares.
+    frobenius: |users| + sum over item lists of |rows|, Frobenius norms. squared: the sum of their squares.
     """
     row_squares_n = identity_nd.square().sum(1)
     squares = [users_mK.square().sum()]
     for items_B in item_lists:
         index_B = rows.index_of(items_B)
         squares.append(row_squares_n[index_B[index_B >= 0]].sum())
-    if kind == "squared_norm":
+    if norm == "squared":
         return torch.stack(squares).sum()
     norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     return norms.sum() / num_ranks()
