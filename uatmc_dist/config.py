@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """Steps over which the learning rates rise linearly from zero at the start of a phase."""
     reg_weight: Weight = 1.0
     """Weight of the regulariser of the batch's user vectors and item identities, over the batch size."""
-    reg_norm: Literal["frobenius", "squared"] = "frobenius"
+    reg_kind: Literal["frobenius", "squared"] = "frobenius"
     """frobenius: norms of the batch's users and items, as published. squared: their squares, which pull
     a row as often as it occurs."""
     history_dropout: Share = 0.3

@@ -151,7 +151,7 @@ class Trainer:
             terms["bpr_adversarial"] = self.config.adversarial.adv_weight * adversarial
         training = self.config.training
         items_of_pairs = self.objective.ranked_items(batch)
-        size = embedding_size(training.reg_norm, users_mK, identity_nd, items_of_pairs, rows)
+        size = embedding_size(training.reg_kind, users_mK, identity_nd, items_of_pairs, rows)
         terms["regularisation"] = training.reg_weight / len(batch) * size
         if self.align_weight and self.model.has_content:
             alignment = contrastive(v_nd, t_nd, self.model.dense.log_temperature, batch, rows, self.block)

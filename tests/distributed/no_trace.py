@@ -18,7 +18,7 @@ SCENARIOS = [
     ["adversarial.adversary=uat_mc", "engine.zero_stage=2", "adversarial.steps=3"],
     ["adversarial.adversary=uat_mc", "engine.zero_stage=1", "engine.precision=bf16"],
     ["adversarial.adversary=noise", "adversarial.objective=sampled"],
-    ["adversarial.adversary=uat_mc", "model.user=both", "training.reg_norm=squared"],
+    ["adversarial.adversary=uat_mc", "model.user=both", "training.reg_kind=squared"],
 ]
 
 

@@ -31,7 +31,7 @@ SCENARIOS = {
     "full/uat_mc/history": [
         "model.user=history",
         "clean.objective=full_catalog",
-        "training.reg_norm=squared",
+        "training.reg_kind=squared",
         "tables.optimizer=rowwise_adagrad",
     ],
     "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],
