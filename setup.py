@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["uatmc_dist*"]) + find_packages("kernels"),
-    package_data={"uatmc_dist.evaluation.report": ["templates/*.html"]},
+    package_data={"uatmc_dist": ["spaces/*.yaml"], "uatmc_dist.evaluation.report": ["templates/*.html"]},
     package_dir={"uatmc_kernels": "kernels/uatmc_kernels"},
     install_requires=[
         "torch==2.13.*",
@@ -28,6 +28,7 @@ setup(
         "cpu": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0+cpu.shim", "deepspeed==0.19.8"],
         "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
         "report": ["plotly>=6", "jinja2>=3.1"],
+        "tune": ["optuna>=5", "plotly>=6"],
         "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML", "types-psutil"],
     },
     entry_points={"console_scripts": ["uatmc=uatmc_dist.cli:main"]},

@@ -391,6 +391,26 @@ def report(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, see configs/.")],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, whoever makes them.")] = 20,
+    space: Annotated[Path | None, typer.Option(help="Search space in YAML; a default one for the phase.")] = None,
+    study: Annotated[Path | None, typer.Option(help="Folder of the study; NAME-tuning beside the run.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks of each trial.")] = 1,
+) -> None:
+    """Searches options on the validation split, with Optuna; the same command goes on, also from several processes."""
+    from uatmc_dist import tuning
+    from uatmc_dist.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    ranges = tuning.read_space(space or tuning.default_space(loaded))
+    folder = study or tuning.study_folder(loaded)
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
+    tuning.Tuning(config, tuple(overrides or ()), ranges, folder, ranks, say).run(trials)
+
+
+@app.command()
 def plan(
     users: Annotated[int, typer.Option(help="Number of users.")],
     items: Annotated[int, typer.Option(help="Number of items.")],

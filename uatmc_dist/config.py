@@ -182,7 +182,7 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _metric_exists(self) -> "EvaluationConfig":
         if self.metric not in METRICS:
-            raise ValueError(f"evaluation.metric {self.metric!r} does not exist{_nearest(self.metric, METRICS)}")
+            raise ValueError(f"evaluation.metric {self.metric!r} does not exist{nearest(self.metric, METRICS)}")
         return self
 
 
@@ -384,7 +384,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, override: str) -> 
     for section in sections:
         child = values.setdefault(section, {})
         if not isinstance(child, dict):
-            raise UserError(f"{override}: {section} is not a section{_nearest(key, _known_keys())}")
+            raise UserError(f"{override}: {section} is not a section{nearest(key, _known_keys())}")
         values = child
     values[option] = value
 
@@ -393,7 +393,7 @@ def _known_keys() -> list[str]:
     return [key for key, *_ in iterate_options()]
 
 
-def _nearest(key: str, known: Sequence[str]) -> str:
+def nearest(key: str, known: Sequence[str]) -> str:
     """'; did you mean X?', looking at whole dotted keys first and at their last part next."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:
@@ -414,7 +414,7 @@ def _describe(problem: Any, source: str) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         sections = {known.split(".")[0] for known in _known_keys()}
-        return f"{source}: unknown option {key}{_nearest(key, [*_known_keys(), *sorted(sections)])}"
+        return f"{source}: unknown option {key}{nearest(key, [*_known_keys(), *sorted(sections)])}"
     if problem["type"] == "missing":
         return f"{source}: {key} is missing; set it in the file or with {key}=..."
     message = problem["msg"].removeprefix("Value error, ")

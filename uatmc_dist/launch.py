@@ -86,3 +86,7 @@ def _tell(error: UserError) -> None:
 
 def main() -> None:
     command.run(app)
+
+
+if __name__ == "__main__":
+    main()
