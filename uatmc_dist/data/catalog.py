@@ -5,6 +5,7 @@ interactions.parquet    user int64, item int64, timestamp int64, split (0 train,
 items.parquet           item id of the source, title
 features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
 projected/              a cache: projected features of some trained models (models/projected.py)
+baselines/              a cache: figures of the baselines by split (evaluation/comparison.py)
 """
 
 import json
@@ -29,6 +30,8 @@ SPLITS = ("train", "valid", "test")
 MODALITIES = ("visual", "text")
 PROJECTED = "projected"
 """Folder of what models/projected.py keeps beside the features."""
+BASELINES = "baselines"
+"""Folder of what evaluation/comparison.py keeps."""
 _BLOCK_BYTES = 16 << 20
 _INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
 
@@ -226,7 +229,8 @@ class CatalogWriter:
             if not self.overwrite:
                 raise UserError(f"{self.path}: holds a catalog already; give another folder or --overwrite")
             (self.path / "catalog.json").unlink()
-            shutil.rmtree(self.path / PROJECTED, ignore_errors=True)
+            for cache in (PROJECTED, BASELINES):
+                shutil.rmtree(self.path / cache, ignore_errors=True)
         try:
             (self.path / "features").mkdir(parents=True, exist_ok=True)
         except OSError as error:
