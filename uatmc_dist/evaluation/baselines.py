@@ -4,6 +4,7 @@ B  users ranked at a time    k  length of the ranking    N  items    D  width of
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -162,5 +163,5 @@ def _pairs(known: KnownPositives, num_users: int) -> Iterator[tuple[torch.Tensor
     users_E = torch.repeat_interleave(torch.arange(num_users), offsets.diff())
     chunk_E = known.num_items_of(users_E).cumsum(0) // _PAIRS_AT_A_TIME
     bounds = [0, *(chunk_E.diff().nonzero().squeeze(1) + 1).tolist(), len(users_E)]
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         yield users_E[first:last], items_E[first:last]

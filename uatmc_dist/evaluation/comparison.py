@@ -7,13 +7,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import BASELINES, MODALITIES, Catalog
@@ -38,7 +39,9 @@ LAMBDAS = (100.0, 200.0, 500.0)
 """Of EASE; the one with the best recall@20 on the validation split is taken."""
 EASE_UP_TO = 20_000
 """Items; N x N matrices of more would need too much memory."""
-_PRODUCTS_PER_S = 1.5e10
+EVALUATE_WITHIN_S, TRAINING_WITHIN_S = 1800.0, 60.0
+"""How long `uatmc evaluate` and the end of a training may take for baselines that the catalog does not have yet."""
+_PRODUCTS_PER_S = 1e10
 """Multiply-adds of one CPU core, for estimates of time."""
 _USERS_AT_A_TIME, _USERS_OF_EASE = 2048, 256
 _LOG = logging.getLogger("uatmc_dist")
@@ -54,6 +57,8 @@ class Comparison:
     figures: dict[str, Figures]
     left_out: dict[str, str]
     """Why a baseline has no figures."""
+    slow: list[str] = field(default_factory=list)
+    """Those of `left_out` that only wait for a command with more time."""
 
     @property
     def below(self) -> list[str]:
@@ -63,6 +68,8 @@ class Comparison:
     def verdict(self) -> str:
         """One line for the user; what it says of a failure comes with what to try."""
         measured = f"{self.metric} {self.value:.4f} on the {self.split} split"
+        if not self.figures:
+            return f"{measured}; no baseline has been measured yet"
         shown = {name: f"{TITLES[name]} ({values[self.metric]:.4f})" for name, values in self.figures.items()}
         if missed := self.below:
             names = ", ".join(shown[name] for name in missed)
@@ -79,6 +86,46 @@ def below(value: float, figures: dict[str, Figures], metric: str) -> list[str]:
     """Names of the baselines with a higher figure, the best first."""
     missed = [name for name, values in figures.items() if value < values[metric]]
     return sorted(missed, key=lambda name: -figures[name][metric])
+
+
+def to_json(catalog: Catalog, figures: Figures, compared: Comparison) -> dict[str, Any]:
+    """evaluation.json: the model's figures, then what it was compared with."""
+    return {
+        "split": compared.split,
+        **figures,
+        "catalog": {"name": catalog.name, "digest": digest(catalog)},
+        "metric": compared.metric,
+        "baselines": compared.figures,
+        "left_out": compared.left_out,
+        "below": compared.below,
+    }
+
+
+def together(
+    evaluations: Mapping[Path, dict[str, Any]],
+) -> list[tuple[str, dict[str, Figures], dict[Path, Comparison]]]:
+    """Runs that were evaluated on the same catalog and split: (name of both, the baselines that any of them was
+    compared with, each run beside these). `evaluations`: evaluation.json of each run; older ones have no baselines."""
+    groups: dict[tuple[str, str], dict[Path, dict[str, Any]]] = {}
+    for run, found in evaluations.items():
+        key = found["split"], found.get("catalog", {}).get("digest", "")
+        groups.setdefault(key, {})[run] = found
+    made = []
+    for (split, _), members in groups.items():
+        merged: dict[str, Figures] = {}
+        for found in members.values():
+            for name, values in found.get("baselines", {}).items():
+                if name not in merged or merged[name]["recall@20"] < values["recall@20"]:
+                    merged[name] = values
+        baselines = {name: merged[name] for name in TITLES if name in merged}
+        compared = {}
+        for run, found in members.items():
+            others = {name: values for name, values in baselines.items() if values.get("run") != str(run.resolve())}
+            metric = found.get("metric", "recall@20")
+            compared[run] = Comparison(metric, split, found[metric], others, found.get("left_out", {}))
+        name = next(iter(members.values())).get("catalog", {}).get("name", "unknown catalog")
+        made.append((f"{name}, {split}", baselines, compared))
+    return made
 
 
 def digest(catalog: Catalog) -> str:
@@ -105,21 +152,23 @@ class Baselines:
         What is not in the catalog yet is measured, the quick ones first, as long as all together seem to take no more
         than `within_s` seconds.
         """
-        found, left_out, spent = self._read(split), {}, 0.0
+        found, left_out, slow, spent = self._read(split), {}, [], 0.0
         for name, seconds in sorted(self._costs(split).items(), key=lambda entry: entry[1]):
             if name in found:
                 continue
             if name == "ease" and self._catalog.num_items > EASE_UP_TO:
                 left_out[name] = f"{self._catalog.num_items:,} items are more than {EASE_UP_TO:,}"
             elif spent + seconds > within_s:
-                left_out[name] = f"it would take about {seconds / 60:.0f} minutes"
+                left_out[name] = f"it would take about {max(seconds / 60, 1):,.0f} minutes"
+                slow.append(name)
             else:
                 spent += seconds
                 found[name] = self._measured(name, split)
                 self._keep(split, name, found[name])
         if found.get("bpr_mf", {}).get("run") == str(run.resolve()):
             del found["bpr_mf"]
-        return Comparison(metric, split, value, {name: found[name] for name in TITLES if name in found}, left_out)
+        figures = {name: found[name] for name in TITLES if name in found}
+        return Comparison(metric, split, value, figures, left_out, slow)
 
     def record_bpr_mf(self, split: str, figures: Figures, run: Path) -> None:
         """Keeps what a run without content reached, beside which later models are shown; of several runs the best."""
@@ -131,13 +180,13 @@ class Baselines:
         """Estimated seconds of each baseline that the catalog can have."""
         num_users, num_items = len(np.unique(self._catalog.split(split)[0])), self._catalog.num_items
         widths = {name: features.width for name, features in self._catalog.features.items() if name in MODALITIES}
-        costs = {"random": num_users * 1e-4, "popularity": num_users * 1e-4}
+        costs = {"random": num_users * 4e-5, "popularity": num_users * 4e-5}
         kinds = {f"knn_{name}": width for name, width in widths.items()}
         if len(widths) > 1:
             kinds["knn_both"] = sum(widths.values())
-        scores = num_users * num_items
-        costs |= {name: scores * (width + 150) / _PRODUCTS_PER_S for name, width in kinds.items()}
-        one = (num_items**3 + 250 * scores) / _PRODUCTS_PER_S
+        scores, per_s = num_users * num_items, _PRODUCTS_PER_S * torch.get_num_threads()
+        costs |= {name: scores * (width + 150) / per_s for name, width in kinds.items()}
+        one = (num_items**3 + 250 * scores) / per_s
         costs["ease"] = one * (len(LAMBDAS) + (split != "valid"))
         return costs
 
