@@ -46,8 +46,8 @@ def print_beside_baselines(console: Console, run: Path, figures: Mapping[str, An
     for name, values in compared.figures.items():
         table.add_row(TITLES[name], *_cells(values, headings), style="red" if name in compared.below else "")
     console.print(table)
-    for line in compared.gaps():
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in (*compared.notes(), *compared.gaps()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     print_verdict(console, compared)
 
 

@@ -77,6 +77,15 @@ class Comparison:
         best = max(self.figures, key=lambda name: self.figures[name][self.metric])
         return f"not below any of {len(shown)} baselines, the best of which is {shown[best]}: {measured}"
 
+    def notes(self) -> list[str]:
+        """How the baselines with options were made."""
+        notes = []
+        if ease := self.figures.get("ease"):
+            notes.append(f"EASE: lambda {ease['lambda']:g}, the best of {len(LAMBDAS)} on the valid split")
+        if bpr_mf := self.figures.get("bpr_mf"):
+            notes.append(f"BPR-MF: {bpr_mf['run']}")
+        return notes
+
     def gaps(self) -> list[str]:
         """One line for each baseline that was left out."""
         return [f"{TITLES[name]} is left out: {why}" for name, why in self.left_out.items()]

@@ -57,5 +57,5 @@ def _phases(config: Config) -> list[_Phase]:
     metric = f"valid/{config.evaluation.metric}"
     lines = [line for line in RunFolder(config.run_dir).read_metrics() if metric in line]
     of_phase = {name: [line for line in lines if line["phase"] == name] for name in ("clean", "adversarial")}
-    options = {"clean": config.clean, "adversarial": config.adversarial}
+    options: dict[str, CleanConfig | AdversarialConfig] = {"clean": config.clean, "adversarial": config.adversarial}
     return [_Phase(name, options[name], found, metric) for name, found in of_phase.items() if found]
