@@ -117,36 +117,37 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     lists: Annotated[Path | None, typer.Option(help="Write every user's 50 best items there, too (Parquet).")] = None,
 ) -> None:
-    """Full ranking of a trained model, training items masked; writes evaluation.json."""
-    from uatmc_dist.config import METRIC_KS
-    from uatmc_dist.data.batches import KnownPositives
-    from uatmc_dist.evaluation.ranking import RankedUsers, rank_split, write_lists
-    from uatmc_dist.parallel.item_parallel import ItemBlock
+    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json."""
+    from uatmc_dist import tables
+    from uatmc_dist.evaluation import comparison
+    from uatmc_dist.evaluation.beyond import BeyondAccuracy
+    from uatmc_dist.evaluation.ranking import RankedUsers, rank_model, write_lists
 
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
     folder, config, catalog, model = _opened(run, overrides)
     ranked: list[RankedUsers] = []
+    beyond = BeyondAccuracy(catalog, split)
+
+    def on_ranked(users: RankedUsers) -> None:
+        beyond.add(users)
+        if lists is not None:
+            ranked.append(users)
+
     with shown("users") as progress:
-        metrics = rank_split(
-            lambda users_B: model.users_UK[users_B],
-            model.items(),
-            ItemBlock(catalog.num_items, 0, 1),
-            KnownPositives.of_training(catalog),
-            catalog.split(split),
-            catalog.num_users,
-            config.evaluation.users_per_batch,
-            progress,
-            None if lists is None else ranked.append,
-        )
+        metrics = rank_model(model, catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
     if lists is not None:
         write_lists(lists, ranked)
         _tell_written(lists)
-    path = folder.write_json("evaluation.json", {"split": split, **metrics})
-    table = Table("metric", *(f"@{k}" for k in METRIC_KS), title=f"{run}: {split} split, training items masked")
-    for name in ("recall", "ndcg", "precision", "map"):
-        table.add_row(name, *(f"{metrics[f'{name}@{k}']:.4f}" for k in METRIC_KS))
-    console.print(table)
+    figures = {**metrics, **beyond.metrics()}
+    baselines = comparison.Baselines(catalog, shown)
+    if not model.config.model.content:
+        baselines.record_bpr_mf(split, figures, run)
+    metric = config.evaluation.metric
+    compared = baselines.compare(metric, split, metrics[metric], run, comparison.EVALUATE_WITHIN_S)
+    path = folder.write_json("evaluation.json", comparison.to_json(catalog, figures, compared))
+    tables.print_accuracy(console, run, figures, compared)
+    tables.print_beside_baselines(console, run, figures, compared)
     _tell_written(path)
 
 
@@ -328,11 +329,12 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs that were evaluated and attacked.")],
     epsilon: Annotated[float | None, typer.Option(help="Radius to show; the largest by default.")] = None,
 ) -> None:
-    """One table of several runs: accuracy beside attackability."""
+    """One table of several runs and the baselines of their catalogs: accuracy beside attackability."""
+    from uatmc_dist import tables
     from uatmc_dist.evaluation.promotion import STRONGEST
     from uatmc_dist.runs import opened_run
 
-    rows, shown, first = [], epsilon, None
+    rows, evaluations, shown, first = {}, {}, epsilon, None
     for run in runs:
         folder = opened_run(run)
         accuracy, report = folder.read_json("evaluation.json"), folder.read_json("attack.json")
@@ -358,25 +360,14 @@ def compare(
         if STRONGEST not in after:
             raise UserError(f"{run}: attack.json has no epsilon {shown:g} of this version; `uatmc attack {run}` again")
         strongest = after[STRONGEST]
-        rows.append(
-            (
-                run.name,
-                *(f"{accuracy[name]:.4f}" for name in ("recall@20", "ndcg@20")),
-                f"{strongest[f'hit@{k}_before']:.4f}",
-                *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),
-                f"{strongest[f'certified_hit@{k}']:.4f}",
-            )
+        evaluations[run] = accuracy
+        rows[run] = (
+            f"{strongest[f'hit@{k}_before']:.4f}",
+            *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),
+            f"{strongest[f'certified_hit@{k}']:.4f}",
         )
-    table = Table(
-        title=f"accuracy, and hit@{k} of random targets before and after attacks, epsilon {shown:g}",
-        caption="best: the strongest attack for each target; bound: certified, no attack passes it",
-    )
-    table.add_column("run", no_wrap=True)
-    for column in ("Recall\n@20", "NDCG\n@20", "before", "after\nPGD", "after\nbest", "bound"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    title = f"accuracy, and hit@{k} of random targets before and after attacks, epsilon {shown:g}"
+    tables.print_runs(console, title, evaluations, rows)
 
 
 @app.command()

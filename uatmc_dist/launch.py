@@ -73,9 +73,28 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
         rank = os.environ.get("RANK", "0")
         print(f"error: rank {rank}: lost the other ranks ({reason}); the same command goes on", file=sys.stderr)
         process_group.leave(EXIT_LOST_RANK)
+    # The other ranks leave now: none has to wait for what the first one still has to say.
+    process_group.part()
     if world.is_first:
+        _tell_end(config)
         print(f"done: {config.run_dir}\nnext: uatmc evaluate {config.run_dir}    uatmc attack {config.run_dir}")
     process_group.leave()
+
+
+def _tell_end(config: Config) -> None:
+    """The kept epochs and the comparison with the baselines. The model is saved, so nothing here makes a run fail."""
+    from rich.console import Console
+
+    from uatmc_dist import tables
+
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the trainer would only remember them
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        tables.print_end(Console(), config)
+    except (KeyboardInterrupt, UserError, OSError, RuntimeError, MemoryError) as error:
+        why = str(error) or "interrupted"
+        print(f"not compared with the baselines ({why}); run `uatmc evaluate {config.run_dir}`", flush=True)
 
 
 def _tell(error: UserError) -> None:

@@ -82,6 +82,17 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error}); make it again") from None
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none where there is no such file."""
+        lines = []
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{self.metrics}: line {number} is not JSON; finish the training run") from None
+        return lines
+
 
 def opened_run(path: Path) -> RunFolder:
     """The folder of a run that exists. UserError otherwise."""

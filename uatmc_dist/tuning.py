@@ -314,7 +314,9 @@ def _accuracy_and_hits(run: Path) -> tuple[float, float]:
     options = {"attacks": ["apgd"], "seeds": list(ATTACK_SEEDS), "epsilons": [max(config.attack.epsilons)]}
     attack = config.attack.model_copy(update=options)
     results = attack_model(model, catalog, attack, None)["results"]
-    (hits,) = [each[f"hit@{attack.k}_after"] for each in results if each["stratum"] == "random" and each["attack"] == "apgd"]
+    (hits,) = [
+        each[f"hit@{attack.k}_after"] for each in results if each["stratum"] == "random" and each["attack"] == "apgd"
+    ]
     return accuracy, hits
 
 

@@ -1,10 +1,13 @@
 """The command line as a user meets it: what it prints, and one clear line for what is wrong."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from conftest import ROOT, UATMC
 from tests.unit.mmrec_source import write_source
@@ -69,3 +72,40 @@ def test_help_lists_every_option_with_its_docstring():
 def test_doctor_is_content_here():
     done = call(*UATMC, "doctor")
     assert done.returncode == 0 and "torchrec" in done.stdout and "all well" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def worthless(tmp_path_factory, tiny_values) -> tuple[Path, str]:
+    """A run that has learned nothing, and what its training printed."""
+    folder = tmp_path_factory.mktemp("worthless")
+    values = {**tiny_values, "output_dir": str(folder), "training": {"batch_size": 512, "lr": 1e-9}}
+    values |= {"tables": {"lr": 1e-9}, "clean": {"epochs": 2}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    done = call(*TRAIN, folder / "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    return folder / "tiny", done.stdout
+
+
+def test_training_ends_with_the_kept_epoch_and_what_the_model_is_below(worthless):
+    run, told = worthless
+    assert "kept: epoch " in told and " of 2 (valid recall@20 0." in told
+    red = next(line for line in told.splitlines() if line.startswith("below "))
+    assert "EASE (0." in red and red.endswith("on the valid split; try configs/default.yaml, or uatmc tune")
+    assert told.index("kept: ") < told.index("below ") < told.index(f"done: {run}")
+
+
+def test_evaluation_shows_the_model_beside_the_baselines(worthless, tiny_catalog):
+    run, _ = worthless
+    done = call(*UATMC, "evaluate", run)
+    assert done.returncode == 0, done.stderr
+    for title in ("random", "popularity", "photo kNN", "text kNN", "photo and text kNN", "EASE", "Gini", "lambda"):
+        assert title in done.stdout
+    red = next(line for line in done.stdout.splitlines() if line.startswith("below "))
+    assert "EASE (0." in red and "on the test split; try" in red
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    baselines = {"random", "popularity", "knn_visual", "knn_text", "knn_both", "ease"}
+    assert baselines <= evaluation["baselines"].keys() and "ease" in evaluation["below"]
+    for figures in (evaluation, *evaluation["baselines"].values()):
+        assert {"recall@20", "ndcg@5", "coverage@20", "gini@20", "cold_share@20", "cold_recall@20"} <= figures.keys()
+    catalog = json.loads((tiny_catalog / "baselines/test.json").read_text())
+    assert catalog["figures"]["ease"] == evaluation["baselines"]["ease"]

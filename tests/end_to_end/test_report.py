@@ -14,7 +14,9 @@ from conftest import run_uatmc, torchrun
 from uatmc_dist.cli import app
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import promotion
+from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.page import write_page
+from uatmc_dist.evaluation.report.sources import RunFiles
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NO_BROWSER = "no chromium on this machine: the report page is not opened in a browser"
@@ -78,6 +80,25 @@ def test_the_page_is_whole_and_the_csv_holds_the_numbers(runs, tmp_path):
             if (r["attack"], r["epsilon"], r["stratum"]) == (row["attack"], float(row["epsilon"]), "random")
         )
         assert float(row["hit@20_after"]) == pytest.approx(result["hit@20_after"], abs=1e-6)
+
+
+def test_the_runs_stand_among_the_baselines_and_a_worse_one_is_a_red_line(runs, tmp_path):
+    worse = tmp_path / "worse"
+    shutil.copytree(runs[1], worse)
+    evaluation = json.loads((worse / "evaluation.json").read_text())
+    evaluation |= {"recall@20": 0.0, "below": list(evaluation["baselines"])}
+    (worse / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_page([worse], tmp_path / "index.html").read_text()
+    assert '<p class="failed">Less accurate than random, popularity, photo kNN' in page
+    assert '<p class="failed">worse: below ' in page and "runs below a baseline" in page
+    figures = accuracy([RunFiles.read(run) for run in (worse, runs[0])])
+    assert [row[0] for row in figures.rows[:3]] == ["worse", "defended", "random"]
+    done = CliRunner().invoke(app, ["compare", str(worse), str(runs[0])])
+    assert done.exit_code == 0 and "popularity" in done.output and "worse: below " in done.output
+    del evaluation["baselines"]
+    (worse / "evaluation.json").write_text(json.dumps(evaluation))
+    done = CliRunner().invoke(app, ["compare", str(worse), str(runs[0])])
+    assert f"{worse}: not compared with baselines" in done.output
 
 
 def test_what_is_not_a_run_or_of_an_older_version_is_refused(runs, tmp_path):

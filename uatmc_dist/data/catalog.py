@@ -6,6 +6,7 @@ items.parquet           item id of the source, title
 features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
 projected/              a cache: projected features of some trained models (models/projected.py)
 training/               a cache: training items of every user, for memory mapping (data/batches.py)
+baselines/              a cache: figures of the baselines by split (evaluation/comparison.py)
 """
 
 import json
@@ -32,6 +33,8 @@ PROJECTED = "projected"
 """Folder of what models/projected.py keeps beside the features."""
 TRAINING = "training"
 """Folder of the memory-mapped training items of every user (data/batches.py)."""
+BASELINES = "baselines"
+"""Folder of what evaluation/comparison.py keeps."""
 _BLOCK_BYTES = 16 << 20
 _INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
 
@@ -229,7 +232,7 @@ class CatalogWriter:
             if not self.overwrite:
                 raise UserError(f"{self.path}: holds a catalog already; give another folder or --overwrite")
             (self.path / "catalog.json").unlink()
-            for cache in (PROJECTED, TRAINING):
+            for cache in (PROJECTED, TRAINING, BASELINES):
                 shutil.rmtree(self.path / cache, ignore_errors=True)
         try:
             (self.path / "features").mkdir(parents=True, exist_ok=True)

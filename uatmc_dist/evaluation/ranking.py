@@ -15,11 +15,16 @@ import torch
 
 from uatmc_dist.config import METRIC_KS
 from uatmc_dist.data.batches import KnownPositives
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
 from uatmc_kernels import topk_all_items
 
 UserRows = Callable[[torch.Tensor], torch.Tensor]
+Best = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""Global user ids [B] and k -> (scores_Bk, ids_Bk) of their best items, best first, training items left out."""
+Progress = Callable[[int, int], None]
 
 
 class RankedUsers(NamedTuple):
@@ -38,7 +43,7 @@ def rank_split(
     split: tuple[np.ndarray, np.ndarray],
     num_users: int,
     users_per_batch: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
 ) -> dict[str, float]:
     """Recall, NDCG, precision and MAP at 5, 10, 20 and 50, as means over the users of the split.
@@ -52,18 +57,55 @@ def rank_split(
     Scores are computed in float64 and compared in float32 with ties broken by item, so that the figures are
     the same on any number of ranks. Collective.
     """
-    relevant = KnownPositives(*split, num_users, block.num_items)
-    users = torch.from_numpy(np.unique(split[0]))
     items_nK = items_nK.double()
-    k = max(METRIC_KS)
-    per_user: dict[str, list[torch.Tensor]] = {}
-    for start in range(0, len(users), users_per_batch):
-        users_B = users[start : start + users_per_batch]
+
+    def best(users_B: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         seen = known.within(users_B, block.lo, block.hi)
         seen = (seen[0].to(items_nK.device), seen[1].to(items_nK.device))
         scores_Bk, ids_Bk = topk_all_items(user_rows(users_B).double(), items_nK, k, seen=seen)
-        ids_Bk = torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1)
-        scores_Bk, ids_Bk = merge_topk(scores_Bk.cpu(), ids_Bk.cpu())
+        return merge_topk(scores_Bk.cpu(), torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1).cpu())
+
+    return rank_lists(best, split, num_users, block.num_items, users_per_batch, progress, on_ranked)
+
+
+def rank_model(
+    model: TrainedModel,
+    catalog: Catalog,
+    split: str,
+    users_per_batch: int,
+    progress: Progress = lambda done, total: None,
+    on_ranked: Callable[[RankedUsers], None] | None = None,
+) -> dict[str, float]:
+    """`rank_split` of a model that is here as a whole."""
+    return rank_split(
+        lambda users_B: model.users_UK[users_B],
+        model.items(),
+        ItemBlock(catalog.num_items, 0, 1),
+        KnownPositives.of_training(catalog),
+        catalog.split(split),
+        catalog.num_users,
+        users_per_batch,
+        progress,
+        on_ranked,
+    )
+
+
+def rank_lists(
+    best: Best,
+    split: tuple[np.ndarray, np.ndarray],
+    num_users: int,
+    num_items: int,
+    users_per_batch: int,
+    progress: Progress = lambda done, total: None,
+    on_ranked: Callable[[RankedUsers], None] | None = None,
+) -> dict[str, float]:
+    """The metrics of `rank_split` for lists that anything makes; `best` masks the training items itself."""
+    relevant = KnownPositives(*split, num_users, num_items)
+    users = torch.from_numpy(np.unique(split[0]))
+    per_user: dict[str, list[torch.Tensor]] = {}
+    for start in range(0, len(users), users_per_batch):
+        users_B = users[start : start + users_per_batch]
+        scores_Bk, ids_Bk = best(users_B, max(METRIC_KS))
         if on_ranked is not None:
             on_ranked(RankedUsers(users_B, ids_Bk, scores_Bk))
         hits_Bk = relevant.contains(users_B[:, None].expand_as(ids_Bk).reshape(-1), ids_Bk.reshape(-1))

@@ -96,6 +96,12 @@ def is_loss_of_a_rank(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in ("gloo", "timed out"))
 
 
+def part() -> None:
+    """Gives up the group, which every rank does: from here on none waits for another."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def leave(exit_code: int = 0) -> NoReturn:
     """Ends the process. What was written must be closed by now.
 
@@ -103,8 +109,7 @@ def leave(exit_code: int = 0) -> NoReturn:
     process now and then when they drop their last tensors in an interpreter that is going away
     (pytorch/pytorch pull request 179291).
     """
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    part()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -36,6 +36,8 @@ class Figure:
     traces: list[dict[str, Any]] = field(default_factory=list)
     """Plotly traces; none: a table alone."""
     layout: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """Red lines below the caption."""
 
     def csv(self) -> str:
         text = io.StringIO()
@@ -85,21 +87,6 @@ def validation_curves(runs: Sequence[RunFiles]) -> Figure:
         rows,
         traces,
         {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "metric"}, "rangemode": "tozero"}},
-    )
-
-
-def clean_metrics(runs: Sequence[RunFiles]) -> Figure:
-    measured = next((run.evaluation for run in runs if run.evaluation), {})
-    names = [name for name in measured if name != "split"]
-    return Figure(
-        "Accuracy",
-        "Full ranking over all items, training items masked; nothing is attacked.",
-        ("run", "split", *names),
-        [
-            (run.name, run.evaluation["split"], *(round(run.evaluation[name], 4) for name in names))
-            for run in runs
-            if run.evaluation
-        ],
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.comparison import TITLES
 from uatmc_dist.evaluation.report import figures
+from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.figures import Figure
 from uatmc_dist.evaluation.report.sources import RunFiles
 
@@ -28,6 +30,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("page.html").render(
         runs=files,
         sections=_sections(files),
+        titles=TITLES,
         plotly=get_plotlyjs(),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -56,7 +59,7 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
             ],
         ),
         ("trade-off", "Robustness and accuracy", [figures.trade_off(runs)] if attacked else []),
-        ("accuracy", "Accuracy", [figures.clean_metrics(runs)] if any(run.evaluation for run in runs) else []),
+        ("accuracy", "Accuracy", [accuracy(runs)] if any(run.evaluation for run in runs) else []),
         ("items", "Items to watch", [figures.most_promotable(run) for run in certified]),
         (
             "mismatch",

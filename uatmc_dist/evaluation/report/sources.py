@@ -1,6 +1,5 @@
 """What the report page reads of a run's folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,8 @@ class RunFiles:
         attack = files["attack"]
         if attack is not None and "checks" not in attack:
             raise UserError(f"{path}/attack.json: written by an older version; run `uatmc attack {path}` again")
-        metrics = []
-        if folder.metrics.exists():
-            for number, line in enumerate(folder.metrics.read_text(encoding="utf-8").splitlines(), start=1):
-                try:
-                    metrics.append(json.loads(line))
-                except ValueError:
-                    raise UserError(f"{folder.metrics}: line {number} is not JSON; finish the training run") from None
         has_content = read_yaml(path / "config.yaml").get("model", {}).get("content", True)
-        return cls(path, metrics, **files, has_content=has_content)
+        return cls(path, folder.read_metrics(), **files, has_content=has_content)
 
     def missing(self) -> list[str]:
         """Commands that would fill the page's gaps."""
