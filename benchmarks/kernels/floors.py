@@ -87,6 +87,17 @@ def loss_and_gradients(num_users: int, num_items: int, width: int, itemsize: int
     return Work(2 * (num_users + num_items) * width * itemsize, 6 * scores * width, 2 * scores)
 
 
+def logsumexp(num_users: int, num_items: int, width: int, itemsize: int) -> Work:
+    """Scores and one exponential each."""
+    return loss(num_users, num_items, width, itemsize)
+
+
+def logsumexp_and_gradients(num_users: int, num_items: int, width: int, itemsize: int) -> Work:
+    """The sum has to be there before the gradients: scores and exponentials twice, and two more products."""
+    scores = num_users * num_items
+    return Work(2 * (num_users + num_items) * width * itemsize, 8 * scores * width, 2 * scores)
+
+
 def hvp(num_users: int, num_items: int, width: int, content: int, itemsize: int) -> Work:
     scores = num_users * num_items
     rows = (num_users + num_items) * width + 2 * num_items * content
@@ -125,6 +136,7 @@ def table(num_users: int = 2048, num_items: int = 1_000_000, width: int = 128) -
             "bpr_all_items, loss": loss(num_users, num_items, width, size),
             "bpr_all_items, loss and gradients": loss_and_gradients(num_users, num_items, width, size),
             "bpr_all_items_hvp": hvp(num_users, num_items, width, content, size),
+            "logsumexp_all_items, with gradients": logsumexp_and_gradients(num_users, num_items, width, size),
             "coordinate": coordinate(num_items, content, size),
             "perturb": perturb(num_items, content, size),
             "perturbed_content": perturbed_content(num_items, content, size),

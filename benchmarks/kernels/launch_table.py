@@ -33,7 +33,7 @@ without spills to its architecture's tensor instructions (docs/kernels.md).
 TABLE: dict[str, dict[tuple[int, int, str], tuple[int, int, int, int, int, int]]] = {
 '''
 _BY_ROWS = ("coordinate", "perturb", "perturbed_content")
-_WITHOUT_SLICES = ("loss", "topk_64", "topk_128", "count_above")
+_WITHOUT_SLICES = ("loss", "logsumexp", "softmax_change", "topk_64", "topk_128", "count_above")
 _GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
 
 
@@ -58,7 +58,7 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     if variant in _BY_ROWS:
         shapes = [(128, 0, 8), (64, 0, 4), (64, 0, 8)]
         products = [size for size in (256, 128, 64, 32) if size <= width]
-    elif variant.startswith("second_order"):
+    elif variant.startswith(("second_order", "softmax_second")):
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8)]
     else:
         shapes = [(128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (64, 64, 8), (64, 32, 8)]
@@ -108,6 +108,7 @@ def _runner(case: Case) -> Callable[[], object]:
     """One call of the op that launches this variant, on a problem of the benchmarks' size."""
     import uatmc_kernels.triton as kernels
     from uatmc_kernels._dispatch import ScorePass
+    from uatmc_kernels.triton.logsumexp_all_items import sweep as softmax_sweep
 
     generator = torch.Generator("cuda").manual_seed(0)
     dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
@@ -126,6 +127,16 @@ def _runner(case: Case) -> Callable[[], object]:
         "second_order_of_users": lambda: kernels.bpr_second_order(positive, scores, (users, items, positive)),
         "second_order_of_items": lambda: kernels.bpr_second_order(positive, scores, (users, items, positive)),
         "hvp": lambda: kernels.bpr_all_items_hvp(scores, half, positive, slice(width // 2, width)),
+        "logsumexp": lambda: kernels.logsumexp(scores),
+        "softmax_of_users": lambda: softmax_sweep("softmax_of_users", scores, items),
+        "softmax_of_items": lambda: softmax_sweep("softmax_of_items", scores, users, positive),
+        "softmax_change": lambda: softmax_sweep("softmax_change", scores, None, None, (users, items)),
+        "softmax_second_of_users": lambda: softmax_sweep(
+            "softmax_second_of_users", scores, items, None, (users, items), positive
+        ),
+        "softmax_second_of_items": lambda: softmax_sweep(
+            "softmax_second_of_items", scores, users, positive, (users, items), positive
+        ),
         "coordinate": lambda: kernels.coordinate(g, w, w),
         "perturb": lambda: kernels.perturb(g, w, w, rows, rows, 0.1, "l2"),
         "perturbed_content": lambda: kernels.perturbed_content(g, w, w, rows, rows, None, 0.1, "l2"),

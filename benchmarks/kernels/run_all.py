@@ -7,7 +7,15 @@ python -m benchmarks.kernels.run_all --device cuda      # all of it, on one GPU
 import subprocess
 import sys
 
-_OPS = ("bpr_all_items", "bpr_all_items_hvp", "coordinate", "perturb", "topk_all_items", "count_above")
+_OPS = (
+    "bpr_all_items",
+    "bpr_all_items_hvp",
+    "logsumexp_all_items",
+    "coordinate",
+    "perturb",
+    "topk_all_items",
+    "count_above",
+)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ _POINTERS = {
     "counts_out": "*i32",
     "epsilon": "fp32",
 }
-_FLOAT32 = ("positive", "weights", "tangent_positive", "thresholds", "bonus")
+_FLOAT32 = ("positive", "weights", "tangent_positive", "thresholds", "bonus", "mean_change")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _specialise(
 ) -> tuple[dict[str, str], dict[str, object]]:
     arguments = variant.kernel.arg_names
     content = width // 2 if "K" in arguments else width
-    widths = {"K": width, "D": content, "M": content, "M_V": content, "M_T": content}
+    widths = {"K": width, "D": content, "M": content, "M_V": content, "M_T": content, "V": width}
     constants: dict[str, object] = {**variant.flags, **variant.block_arguments(launch, widths)}
     signature = {}
     for name in arguments:

@@ -16,8 +16,6 @@ Implementation = Literal["auto", "reference", "tiled", "triton"]
 # A CSR pair: offsets_B1 (B + 1 row starts) and the columns they point into.
 Seen = tuple[torch.Tensor, torch.Tensor]
 
-NO_SOFTMAX_KERNEL = "no Triton kernel for the softmax passes yet"
-
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16)
 _LOG = logging.getLogger("uatmc_kernels")
 

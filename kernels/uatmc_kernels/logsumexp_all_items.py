@@ -15,7 +15,6 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import (
-    NO_SOFTMAX_KERNEL,
     Implementation,
     ScorePass,
     Seen,
@@ -46,7 +45,7 @@ def logsumexp_all_items(
     """
     check_scores(users_BK, items_NK, seen)
     check_index("skip_B", skip_B, (len(users_BK),), users_BK)
-    name = resolve(implementation, users_BK, unfit=NO_SOFTMAX_KERNEL)
+    name = resolve(implementation, users_BK)
     if name == "reference":
         return reference.logsumexp_all_items(score_pass(users_BK, items_NK, skip_B, seen))
     return _lse(users_BK, items_NK, skip_B, *(seen or (None, None)), name)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import (
-    NO_SOFTMAX_KERNEL,
     Implementation,
     ScorePass,
     Seen,
@@ -84,7 +83,7 @@ def _checked(  # type: ignore[no-untyped-def]
     check_score_pass(scores)
     content = content_columns(columns, users_BK.shape[1])
     check_float("tangent_items_Nd", tangent_items_Nd, (len(items_NK), content.stop - content.start), users_BK)
-    return scores, content, resolve(implementation, users_BK, unfit=NO_SOFTMAX_KERNEL)
+    return scores, content, resolve(implementation, users_BK)
 
 
 @torch.library.custom_op("uatmc::softmax_mean_change", mutates_args=())

@@ -33,6 +33,11 @@ def samples(device, name):
         (OPS.bpr_gradients.default, (weights, *differentiable, *unit, name)),
         (OPS.bpr_second_order.default, (weights.detach(), *scores, *scores[:2], None, name)),
         (OPS.bpr_hvp.default, (*scores, scores[1][:, 1:3], scores[2], 1, 3, name)),
+        (OPS.lse.default, (*differentiable[:2], *scores[3:], name)),
+        (OPS.lse_gradients.default, (weights, positive, *differentiable[:2], *scores[3:], name)),
+        (OPS.lse_second_order.default, (weights.detach(), positive, *scores[:2], *scores[3:], *scores[:2], name)),
+        (OPS.softmax_mean_change.default, (*scores, scores[1][:, 1:3], 1, 3, name)),
+        (OPS.softmax_hvp.default, (*scores, scores[1][:, 1:3], scores[2], 1, 3, name)),
         (OPS.coordinate.default, (g, w_v, w_t, name)),
         (OPS.perturb.default, (g, w_v, w_t, v, t, 0.1, "l2", name)),
         (OPS.perturbed_content.default, (g, w_v, w_t, v, t, None, 0.1, "linf", name)),
@@ -41,13 +46,13 @@ def samples(device, name):
     ]
 
 
-@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("index", range(15))
 def test_opcheck(index):
     op, arguments = samples("cpu", "tiled")[index]
     torch.library.opcheck(op, arguments)
 
 
-@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("index", range(15))
 def test_opcheck_of_the_kernels(triton_device, index):
     op, arguments = samples(triton_device, "triton")[index]
     # The two cheap checks; what the others do does not depend on the implementation.

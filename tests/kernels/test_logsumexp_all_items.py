@@ -1,4 +1,4 @@
-"""logsumexp_all_items and the softmax loss's HVP: tiles against the reference, and against float64."""
+"""logsumexp_all_items and the softmax loss's HVP: tiles and kernels against the reference, and against float64."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.problems import known_positives, many, problem, worst_errors
+from tests.kernels.problems import few, known_positives, many, on, problem, worst_errors
+from tests.kernels.test_bpr_all_items import STRIDES
 from uatmc_kernels import logsumexp_all_items, softmax_all_items_hvp, softmax_mean_change
 
 
@@ -24,7 +25,7 @@ def derivatives(users, items, skip, implementation, *, seen=None, weights=None, 
         directions = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
         along = sum((g * direction).sum() for g, direction in zip(first, directions, strict=True))
         results += torch.autograd.grad(along, leaves)
-    return [result.detach().double() for result in results]
+    return [result.detach().double().cpu() for result in results]
 
 
 @many
@@ -38,6 +39,46 @@ def test_tiles_equal_the_reference_to_second_order(num_users, num_items, width, 
     )
     for result, truth in zip(ours, truths, strict=True):
         torch.testing.assert_close(result, truth, rtol=1e-10, atol=1e-10)
+
+
+@few
+@given(
+    num_users=st.integers(1, 40),
+    num_items=st.integers(0, 60),
+    width=st.integers(1, 40),
+    with_seen=st.booleans(),
+    strides=st.sampled_from(sorted(STRIDES)),
+)
+def test_kernels_equal_float64_to_second_order(triton_device, num_users, num_items, width, with_seen, strides):
+    users, items, _, skip = problem(num_users, num_items, width, torch.float32, scale=0.3)
+    seen = known_positives(num_users, num_items) if with_seen else None
+    weights = torch.rand(num_users, generator=torch.Generator().manual_seed(2))
+    truths = derivatives(users.double(), items.double(), skip, "reference", seen=seen, weights=weights)
+    users, items, skip, weights = on(triton_device, users, items, skip, weights)
+    seen = seen and on(triton_device, seen)
+    ours = derivatives(STRIDES[strides](users), STRIDES[strides](items), skip, "triton", seen=seen, weights=weights)
+    assert max(worst_errors(ours, truths)) < 1e-5
+
+
+@pytest.mark.real_tiles
+@pytest.mark.parametrize("sizes", [(1, 1, 64), (70, 130, 32), (5, 90, 300)], ids=str)
+def test_kernels_with_their_own_launches(triton_device, sizes):
+    users, items, _, _ = problem(*sizes, torch.float32, scale=0.1)
+    skip = torch.full((sizes[0],), -1)
+    truths = derivatives(users.double(), items.double(), skip, "reference")
+    ours = derivatives(*on(triton_device, users, items, skip), "triton")
+    assert max(worst_errors(ours, truths)) < 1e-5
+
+
+def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
+    from uatmc_kernels.triton import _launches
+
+    monkeypatch.setattr(_launches, "_INTERPRETED_PROGRAMS", 1)  # one split: more than one flush
+    users, items, _, skip = problem(2, 4200, 3, torch.float32)
+    seen = known_positives(2, 4200, share=0.01)
+    truths = derivatives(users.double(), items.double(), skip, "reference", seen=seen)
+    ours = derivatives(*on(triton_device, users, items, skip), "triton", seen=on(triton_device, seen))
+    assert max(worst_errors(ours, truths)) < 5e-6
 
 
 def test_gradcheck_and_gradgradcheck():
@@ -73,9 +114,10 @@ def test_a_user_without_items_has_no_sum_and_no_gradient():
         assert all(gradient.isfinite().all() for gradient in gradients) and not gradients[0][0].any()
 
 
+@pytest.mark.parametrize("implementation", ["tiled", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(dtype, scale):
+def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(triton_device, implementation, dtype, scale):
     users, items, _, skip = problem(33, 500, 16, dtype, scale=scale)
     truths = derivatives(users.double(), items.double(), skip, "reference", second=False)
     leaves = [users.clone().requires_grad_(), items.clone().requires_grad_()]
@@ -84,7 +126,8 @@ def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(dtype, scale):
     lse = torch.logsumexp(scores.index_put((kept, skip[kept]), scores.new_tensor(-torch.inf)), 1)
     plain = [lse, *torch.autograd.grad(lse.sum(), leaves)]
     allowed = worst_errors([result.detach().double() for result in plain], truths)
-    ours = worst_errors(derivatives(users, items, skip, "tiled", second=False), truths)
+    device = triton_device if implementation == "triton" else "cpu"
+    ours = worst_errors(derivatives(*on(device, users, items, skip), implementation, second=False), truths)
     for error, bound in zip(ours, allowed, strict=True):
         assert error <= bound * 1.05 + 5e-7
 
@@ -101,8 +144,21 @@ def test_a_million_items_are_summed_without_drift():
 @many
 @given(num_users=st.integers(1, 12), num_items=st.integers(2, 50), half=st.integers(1, 5), with_seen=st.booleans())
 def test_hvp_equals_automatic_double_differentiation(num_users, num_items, half, with_seen):
+    truth, ours = hvps(num_users, num_items, half, with_seen, torch.float64, {"tiled": "cpu", "reference": "cpu"})
+    for result in ours:
+        torch.testing.assert_close(result, truth, rtol=1e-10, atol=1e-10)
+
+
+@few
+@given(num_users=st.integers(1, 40), num_items=st.integers(2, 120), half=st.integers(1, 20), with_seen=st.booleans())
+def test_hvp_kernel_equals_automatic_double_differentiation(triton_device, num_users, num_items, half, with_seen):
+    truth, (ours,) = hvps(num_users, num_items, half, with_seen, torch.float32, {"triton": triton_device})
+    assert max(worst_errors([ours], [truth])) < 1e-5
+
+
+def hvps(num_users, num_items, half, with_seen, dtype, implementations):
     """Of the softmax loss in two blocks: lse over the others, then softplus(lse - positive score)."""
-    users, items, _, _ = problem(num_users, num_items, 2 * half)
+    users, items, _, _ = problem(num_users, num_items, 2 * half, scale=0.3)
     positives = torch.arange(num_users) % num_items
     seen = known_positives(num_users, num_items) if with_seen else None
     content = slice(half, 2 * half)
@@ -114,19 +170,16 @@ def test_hvp_equals_automatic_double_differentiation(num_users, num_items, half,
     (truth,) = torch.autograd.grad((gradient[:, content] * tangent).sum(), leaf)
 
     total = torch.logaddexp(lse, positive).detach()
-    share = torch.exp(positive.detach() - total)
-    h = users[:, content]
-    change = (h * tangent[positives]).sum(1)
-    for implementation in ("tiled", "reference"):
-        mean = softmax_mean_change(
-            users, items, total, positives, tangent, content, seen=seen, implementation=implementation
-        )
-        mean = mean + share * change
-        ours = softmax_all_items_hvp(
-            users, items, total, positives, tangent, mean, content, seen=seen, implementation=implementation
-        )
-        ours.index_add_(0, positives, (share * (change - mean))[:, None] * h)
-        torch.testing.assert_close(ours, truth[:, content], rtol=1e-10, atol=1e-10)
+    share, change = torch.exp(positive.detach() - total), (users[:, content] * tangent[positives]).sum(1)
+    ours = []
+    for name, device in implementations.items():
+        given = on(device, users.to(dtype), items.to(dtype), total.to(dtype), positives, tangent.to(dtype))
+        options = {"seen": seen and on(device, seen), "implementation": name}
+        mean = softmax_mean_change(*given, content, **options).double().cpu() + share * change
+        hvp = softmax_all_items_hvp(*given, mean.to(device, dtype), content, **options).double().cpu()
+        hvp.index_add_(0, positives, (share * (change - mean))[:, None] * users[:, content])
+        ours.append(hvp)
+    return truth[:, content], ours
 
 
 def test_wrong_arguments_are_named():
@@ -136,8 +189,6 @@ def test_wrong_arguments_are_named():
         logsumexp_all_items(users, items[:, :2], skip)
     with pytest.raises(ValueError, match="skip_B"):
         logsumexp_all_items(users, items, skip.int())
-    with pytest.raises(ValueError, match="no Triton kernel"):
-        logsumexp_all_items(users.float(), items.float(), skip, implementation="triton")
     with pytest.raises(ValueError, match="columns: a step"):
         softmax_mean_change(users, items, total, skip, tangent, slice(0, 3, 2))
     with pytest.raises(ValueError, match="tangent_items_Nd"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from triton import next_power_of_2
 
-from uatmc_kernels.triton import _ranking, _rows, _sweeps
+from uatmc_kernels.triton import _ranking, _rows, _softmax, _sweeps
 from uatmc_kernels.triton._launches import Launch, launch_for
 
 PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
@@ -40,6 +40,7 @@ class Variant:
         return {name: size for name, size in blocks.items() if name in self.kernel.arg_names}
 
 
+_WITHOUT_CHANGE = ("owner_change", "stream_change", "mean_change")
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -70,6 +71,22 @@ VARIANTS = {
             ("d_weights_out", "d_sigma_out"),
         ),
         Variant("hvp", _sweeps.hvp),
+        Variant("logsumexp", _softmax.logsumexp),
+        *(
+            Variant(
+                name,
+                _softmax.softmax_sweep,
+                {"OWNER_IS_USER": of_users, "WITH_CHANGE": with_change, "ACCUMULATE": of_users},
+                absent,
+            )
+            for name, of_users, with_change, absent in (
+                ("softmax_of_users", True, False, (*_WITHOUT_CHANGE, "weights", "sums_out")),
+                ("softmax_of_items", False, False, (*_WITHOUT_CHANGE, "sums_out")),
+                ("softmax_change", True, True, ("mean_change", "weights", "values", "gradient_out")),
+                ("softmax_second_of_users", True, True, ("weights", "sums_out")),
+                ("softmax_second_of_items", False, True, ("sums_out",)),
+            )
+        ),
         Variant("coordinate", _rows.coordinate),
         Variant("perturb", _rows.perturb, {"LINF": False}),
         Variant("perturbed_content", _rows.perturbed_content, {"LINF": False}),

@@ -1,0 +1,200 @@
+"""Kernels of the softmax passes: log-sum-exp of the scores, and sums weighted by exp(score - log-sum-exp).
+
+As in _sweeps.py: owners are users or items, a program keeps the sums of its owners in registers, everything is in
+base 2, and users beyond the last have an infinite shift, so that their share is zero.
+
+    BO  owners of a tile             BS  rows of the stream in a tile
+    KC  columns of one product of the scores           DC  the same of the changes
+    VO  columns of one output slice
+"""
+
+import triton
+import triton.language as tl
+
+from uatmc_kernels.triton._math import (
+    FLUSH,
+    LOG2E,
+    dot,
+    exp2,
+    first_entry,
+    leave_out,
+    load_rows,
+    narrow,
+    put,
+    put_rows,
+)
+from uatmc_kernels.triton._sweeps import products
+
+
+@triton.jit
+def logsumexp(
+    owners,
+    stream,
+    skip,
+    keys,
+    entry_owners,
+    largest_out,
+    sum_out,
+    num_owners,
+    num_stream,
+    num_keys,
+    per_split,
+    OWNER_STRIDE: tl.constexpr,
+    STREAM_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    BO: tl.constexpr,
+    BS: tl.constexpr,
+    KC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Largest score (base 2) of each user and the sum of 2^(score - largest), carried along; users own tiles.
+
+    Grid (tiles of users, splits of the items); each split has its own largest_out[split], sum_out[split].
+    """
+    owner = tl.program_id(0) * BO
+    split = tl.program_id(1)
+    rows = owner + tl.arange(0, BO)
+    whole = 0
+    if KC >= K:
+        whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
+    skipped = tl.load(skip + rows, mask=rows < num_owners, other=-1)[:, None]
+    start = split * per_split
+    stop = tl.minimum(start + per_split, num_stream)
+    if keys is not None:
+        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
+        entry = first_entry(keys, num_keys, key_of_owner + start)
+    largest = tl.full([BO], float("-inf"), tl.float32)
+    total = tl.zeros([BO], tl.float32)
+    for chunk in range(start, stop, FLUSH):
+        # Long sums in two steps: errors grow with FLUSH / BS + N / FLUSH additions, not with N / BS.
+        part = tl.zeros([BO], tl.float32)
+        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
+            scores, _ = products(
+                owners, stream, whole, owner, num_owners, first, num_stream,
+                OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
+            )  # fmt: skip
+            columns = first + tl.arange(0, BS)
+            kept = (columns < stop)[None, :] & (columns[None, :] != skipped)
+            x = tl.where(kept, scores * LOG2E, float("-inf"))
+            if keys is not None:
+                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+            new = tl.maximum(largest, tl.max(x, 1))
+            shift = tl.where(new == float("-inf"), 0.0, new)
+            scale = exp2(largest - shift)
+            part = part * scale + tl.sum(exp2(x - shift[:, None]), 1)
+            total *= scale
+            largest = new
+        total += part
+    mine = rows < num_owners
+    put(largest_out + split * num_owners + rows, largest, mine, False)
+    put(sum_out + split * num_owners + rows, total, mine, False)
+
+
+@triton.jit
+def softmax_sweep(
+    owners,
+    stream,
+    owner_change,
+    stream_change,
+    values,
+    positive,
+    skip,
+    weights,
+    mean_change,
+    keys,
+    entry_owners,
+    sums_out,
+    gradient_out,
+    num_owners,
+    num_stream,
+    num_keys,
+    per_split,
+    OWNER_IS_USER: tl.constexpr,
+    WITH_CHANGE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    OWNER_STRIDE: tl.constexpr,
+    STREAM_STRIDE: tl.constexpr,
+    OWNER_CHANGE_STRIDE: tl.constexpr,
+    STREAM_CHANGE_STRIDE: tl.constexpr,
+    VALUES_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BO: tl.constexpr,
+    BS: tl.constexpr,
+    KC: tl.constexpr,
+    DC: tl.constexpr,
+    VO: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sums over the stream with p = exp(score - shift of the user), for one side's rows.
+
+    a = p, or with a change t = owner_change . stream_change: a = p (t - mean_change of the user).
+    gradient = (weight of the user . a) . values; without values only sums_out, the sum of a of each owner.
+    Grid (tiles of owners, splits of the stream, slices of the values' columns); outputs as in `_sweeps.sweep`.
+    """
+    owner = tl.program_id(0) * BO
+    split = tl.program_id(1)
+    slice_v = tl.program_id(2) * VO
+    rows = owner + tl.arange(0, BO)
+    whole = 0
+    if KC >= K:
+        whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
+    whole_change = 0
+    if WITH_CHANGE:
+        if DC >= D:
+            whole_change = load_rows(owner_change, owner, num_owners, OWNER_CHANGE_STRIDE, 0, D, BO, DC)
+    if OWNER_IS_USER:
+        of_users = rows < num_owners
+        shift = tl.load(positive + rows, mask=of_users, other=0.0)[:, None] * LOG2E
+        skipped = tl.load(skip + rows, mask=of_users, other=-1)[:, None]
+        if mean_change is not None:
+            mean = tl.load(mean_change + rows, mask=of_users, other=0.0)[:, None]
+    start = split * per_split
+    stop = tl.minimum(start + per_split, num_stream)
+    if keys is not None:
+        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
+        entry = first_entry(keys, num_keys, key_of_owner + start)
+    for chunk in range(start, stop, FLUSH):
+        sums = tl.zeros([BO], tl.float32)
+        gradient = tl.zeros([BO, VO], tl.float32)
+        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
+            scores, _ = products(
+                owners, stream, whole, owner, num_owners, first, num_stream,
+                OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
+            )  # fmt: skip
+            columns = first + tl.arange(0, BS)
+            here = columns < stop
+            if OWNER_IS_USER:
+                kept = here[None, :] & (columns[None, :] != skipped)
+            else:
+                shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
+                skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                kept = rows[:, None] != skipped
+                if mean_change is not None:
+                    mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
+            x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+            if keys is not None:
+                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+            share = exp2(x)
+            if WITH_CHANGE:
+                change, _ = products(
+                    owner_change, stream_change, whole_change, owner, num_owners, first, num_stream,
+                    OWNER_CHANGE_STRIDE, STREAM_CHANGE_STRIDE, D, BO, BS, DC, PRECISION,
+                )  # fmt: skip
+                if mean_change is not None:
+                    change -= mean
+                share *= change
+            if sums_out is not None:
+                sums += tl.sum(share, 1)
+            if values is not None:
+                if weights is not None:
+                    share *= tl.load(weights + columns, mask=here, other=0.0)[None, :]
+                tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
+                gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
+        if sums_out is not None:
+            mine = rows < tl.where(slice_v == 0, num_owners, 0)
+            put(sums_out + split * num_owners + rows, sums, mine, ACCUMULATE)
+        if values is not None:
+            partial = gradient_out + tl.cast(split, tl.int64) * num_owners * V
+            put_rows(partial, owner, num_owners, V, slice_v, gradient, V, BO, VO, ACCUMULATE)
