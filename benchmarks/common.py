@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "results.csv"
@@ -102,3 +103,27 @@ def append(
 def _status(key: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1])
+
+
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles of Student's t by degrees of freedom, from 1."""
+
+
+def with_interval(values: list[float], form: str) -> str:
+    """Mean, and the half-width of its 95 % interval where there are several values."""
+    if not values:
+        return ""
+    mean = f"{np.mean(values):{form}}"
+    if len(values) == 1:
+        return mean
+    half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{mean} ± {half:{form.removeprefix('+')}}"
+
+
+def replace_block(document: Path, name: str, text: str) -> None:
+    start, end = f"<!-- {name} -->", "<!-- end -->"
+    before, found, rest = document.read_text(encoding="utf-8").partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"{document}: the marks {start} and {end} are missing")
+    after = rest[rest.index(end) :]
+    document.write_text(f"{before}{start}\n\n{text}\n\n{after}", encoding="utf-8")

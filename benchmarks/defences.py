@@ -21,15 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, replace_block, with_interval
 from uatmc_dist.config import ATTACKS, Config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
-
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Quantiles of Student's t by degrees of freedom, from 1."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,12 @@ class Results:
         self.attacks = [name for name in (*ATTACKS, STRONGEST) if name in done]
 
     def cell(self, variant: str, name: str) -> str:
-        return _with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
+        return with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
 
     def difference(self, variant: str, other: str, name: str) -> str:
         """Seed by seed: what two variants share by their seed cancels."""
         pairs = zip(self._found[variant], self._found[other], strict=True)
-        return _with_interval([a[name] - b[name] for a, b in pairs if name in a and name in b], "+.4f")
+        return with_interval([a[name] - b[name] for a, b in pairs if name in a and name in b], "+.4f")
 
     def table(self, head: list[str], cells: Callable[[str], list[str]], variants: list[str] | None = None) -> str:
         lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -206,26 +202,6 @@ class Results:
                 for seed, found in zip(self.plan.seeds, self._found[variant], strict=True):
                     writer.writerows([variant, seed, name, f"{found[name]:.6g}"] for name in names if name in found)
         return path
-
-
-def _with_interval(values: list[float], form: str) -> str:
-    """Mean, and the half-width of its 95 % interval where there are several values."""
-    if not values:
-        return ""
-    mean = f"{np.mean(values):{form}}"
-    if len(values) == 1:
-        return mean
-    half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{mean} ± {half:{form.removeprefix('+')}}"
-
-
-def replace_block(document: Path, name: str, text: str) -> None:
-    start, end = f"<!-- {name} -->", "<!-- end -->"
-    before, found, rest = document.read_text(encoding="utf-8").partition(start)
-    if not found or end not in rest:
-        raise SystemExit(f"{document}: the marks {start} and {end} are missing")
-    after = rest[rest.index(end) :]
-    document.write_text(f"{before}{start}\n\n{text}\n\n{after}", encoding="utf-8")
 
 
 def main() -> None:
