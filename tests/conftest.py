@@ -19,6 +19,11 @@ from uatmc_dist.data.synthetic import synthesize
 ROOT = Path(__file__).parent.parent
 UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]
 
+USERS = 230
+ONE_USER = 1 / USERS
+"""What one user adds to a metric of the tiny catalog at most: where weights differ by rounding, a near-tie may fall the
+other way, and that user's items are found or not."""
+
 TINY = {
     "name": "tiny",
     "model": {"embedding_dim": 8, "visual_hidden": [16, 12], "text_hidden": [12]},
@@ -32,9 +37,9 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny_catalog(tmp_path_factory) -> Path:
-    """230 users, 203 items (not divisible by 2 or 4), features of widths 20 and 12."""
+    """USERS users, 203 items (not divisible by 2 or 4), features of widths 20 and 12."""
     path = tmp_path_factory.mktemp("catalog") / "tiny"
-    synthesize(path, users=230, items=203, interactions=1600, visual_dim=20, text_dim=12, seed=3)
+    synthesize(path, users=USERS, items=203, interactions=1600, visual_dim=20, text_dim=12, seed=3)
     Catalog(path)
     return path
 
@@ -60,16 +65,25 @@ def write_config(tmp_path, tiny_values):
     return write
 
 
+def environment() -> dict[str, str]:
+    """One thread a rank, whatever started it: with more of them sums have another order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+
+
 def torchrun(ranks: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
-    """Runs a script of this repository on gloo ranks; returns what it printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    """Runs a script of this repository on gloo ranks; returns what it printed. One rank needs no launcher."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
+    command = [sys.executable, *(launcher if ranks > 1 else ()), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def train(*arguments: str | Path) -> subprocess.CompletedProcess:
+    """train.py on one rank, as a user calls it; it may fail."""
+    command = [sys.executable, "train.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
 def run_uatmc(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:

@@ -14,13 +14,6 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
 
 
-def run_train(*arguments) -> str:
-    command = [sys.executable, "train.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_catalog):
     """One run of both phases on two ranks, evaluated and attacked."""
@@ -77,9 +70,9 @@ def test_evaluation_is_equal_on_any_number_of_ranks(finished, tiny_catalog, tmp_
 
 
 def test_the_adversarial_phase_from_a_clean_run_freezes_the_projectors(write_config, tmp_path):
-    run_train(write_config(name="clean", clean={"epochs": 2}))
+    torchrun(1, "train.py", write_config(name="clean", clean={"epochs": 2}))
     config = write_config(name="defended", start_from=str(tmp_path / "runs/clean"), adversarial={"epochs": 1})
-    run_train(config)
+    torchrun(1, "train.py", config)
     clean, defended = (load_file(tmp_path / f"runs/{name}/model/model.safetensors") for name in ("clean", "defended"))
     assert clean.keys() == defended.keys()
     for name, weight in clean.items():
@@ -116,7 +109,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
 
 
 def test_learning_rates_follow_the_schedule(write_config, tmp_path):
-    run_train(write_config(training={"lr_schedule": "linear", "warmup_steps": 4}))
+    torchrun(1, "train.py", write_config(training={"lr_schedule": "linear", "warmup_steps": 4}))
     lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line)["lr"] for line in lines if "lr" in json.loads(line)]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])

@@ -1,7 +1,6 @@
 """Interrupted, killed, resumed on other numbers of ranks: the same losses as an undisturbed run."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import ROOT, torchrun
+from conftest import ONE_USER, ROOT, environment, torchrun, train
 
 LONG = {"epochs": 4, "patience": 3, "objective": "full_catalog"}
 SECTIONS = {"clean": LONG, "adversarial": {"epochs": 6}, "checkpoint": {"every_steps": 4}}
@@ -23,19 +22,25 @@ def losses(run: Path) -> list[dict]:
     return [{k: value for k, value in line.items() if k not in machine and not k.endswith("_bytes")} for line in lines]
 
 
-def assert_same(ours: list[dict], expected: list[dict], tolerance: float) -> None:
+def assert_same_but_for_rounding(ours: list[dict], expected: list[dict]) -> None:
+    """For runs on other numbers of ranks, which sum in another order.
+
+    An optimiser moves a weight by lr = 0.1 times the relative error of its gradient at most, some 16 roundings of 6e-8:
+    1e-7 a step, 1e-5 in the hundred steps of these runs if all of it adds up.
+    """
     assert [line["step"] for line in ours] == [line["step"] for line in expected]
     for line, truth in zip(ours, expected, strict=True):
         for key, value in truth.items():
-            assert line[key] == (pytest.approx(value, rel=tolerance, abs=1e-7) if isinstance(value, float) else value)
+            if isinstance(value, float):
+                value = pytest.approx(value, **({"abs": 2 * ONE_USER} if "valid/" in key else {"rel": 2e-5}))
+            assert line[key] == value, (key, truth["step"])
 
 
 def start(ranks: int, config: Path, *options: str, overrides=()) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(
         [*command, "train.py", str(config), *overrides],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -74,7 +79,7 @@ def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, t
         assert not (run / "model/model.safetensors").exists()
     output = torchrun(4, "train.py", config)
     assert "going on from" in output
-    assert_same(losses(run), undisturbed, tolerance=2e-5)
+    assert_same_but_for_rounding(losses(run), undisturbed)
 
 
 def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
@@ -86,9 +91,7 @@ def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
     process.communicate(timeout=60)
 
     def refused(*overrides: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "train.py", str(config), *overrides], cwd=ROOT, capture_output=True, text=True
-        )
+        done = train(config, *overrides)
         assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         return line
@@ -101,6 +104,5 @@ def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
     assert "no checkpoint is whole" in line and ".distcp: truncated, 1000 of " in line
     (run / "checkpoints/latest").write_text("the best")
     assert "'the best' is not the name of a checkpoint" in refused(*long)
-    done = subprocess.run([sys.executable, "train.py", str(config), "--overwrite"], cwd=ROOT, capture_output=True)
-    assert done.returncode == 0
+    assert train(config, "--overwrite").returncode == 0
     assert "finished" in refused()

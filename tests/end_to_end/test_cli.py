@@ -11,6 +11,7 @@ import yaml
 
 from conftest import ROOT, UATMC
 from tests.unit.mmrec_source import write_source
+from uatmc_dist.cli import main
 from uatmc_dist.config import iterate_options
 
 TRAIN = [sys.executable, "train.py"]
@@ -40,10 +41,13 @@ def test_import_and_describe(tmp_path):
         (["compare", "/nowhere"], "not a run"),
     ],
 )
-def test_wrong_input_is_one_line_and_a_non_zero_exit(arguments, expected):
-    done = call(*UATMC, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and expected in done.stderr
+def test_wrong_input_is_one_line_and_a_non_zero_exit(arguments, expected, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["uatmc", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    _, stderr = capfd.readouterr()
+    assert stderr.count("\n") == 1 and stderr.startswith("error: ") and expected in stderr
 
 
 @pytest.mark.parametrize(

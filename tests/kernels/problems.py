@@ -53,9 +53,12 @@ def derivatives(inputs, implementation, *, seen=None, weights=None, second=True)
     return [result.detach().double().cpu() for result in results]
 
 
-def worst_errors(results, truths):
-    """Largest error of each result relative to the largest entry of its truth."""
+def worst_errors(results, truths, term=1e-30):
+    """Largest error of each result relative to the largest entry of its truth, or to `term` where that is larger.
+
+    `term` is the size of one term of a sum: where all entries cancel, what is left of them is no measure of rounding.
+    """
     return [
-        float((result - truth).abs().max() / truth.abs().max().clamp(min=1e-30)) if truth.numel() else 0.0
+        float((result - truth).abs().max() / truth.abs().max().clamp(min=term)) if truth.numel() else 0.0
         for result, truth in zip(results, truths, strict=True)
     ]

@@ -29,6 +29,17 @@ def test_coordinate_equals_automatic_differentiation(num_items, width, width_t):
     torch.testing.assert_close(omega, true_omega, rtol=1e-9, atol=1e-11)
 
 
+def cancellation(g, w):
+    """How much shorter than usual a row of g w is, at most: its direction feels rounding by as much more."""
+    usual = g.norm(dim=1) * w.norm() / len(w) ** 0.5
+    return max([1.0, *(usual / (g @ w).norm(dim=1))[usual > 0].tolist()])
+
+
+def sign_is_sure(g, w):
+    """Rows of g w whose entries all keep their sign in float32: a sum of d terms is off by d 2^-24 of their sizes."""
+    return ((g @ w).abs() >= len(w) * 2**-24 * (g.abs() @ w.abs())).all(dim=1)
+
+
 @few
 @given(
     num_items=st.integers(0, 70),
@@ -51,9 +62,15 @@ def test_kernels_equal_float64(triton_device, num_items, width, width_v, width_t
         *perturb(*ours, 0.3, norm=norm, implementation="triton"),
         perturbed_content(*ours, 0.3, norm=norm, bias_d=bias.to(triton_device), implementation="triton"),
     ]
-    errors = worst_errors([result.double().cpu() for result in results], truths)
-    # A row of g that nearly vanishes in one modality has a huge omega: its error is relative to all of it.
-    assert max(errors) < 1e-5
+    (mean, *results), (true_mean, *truths) = [result.double().cpu() for result in results], truths
+    g, *weights = exact[:3]
+    if norm == "linf":
+        sure = sign_is_sure(g, weights[0]) & sign_is_sure(g, weights[1])
+        results[1:], truths[1:] = [result[sure] for result in results[1:]], [truth[sure] for truth in truths[1:]]
+    # A row of g that nearly vanishes in one modality has a huge omega: its error is relative to all of it. Cosines may
+    # cancel in the mean: its error is relative to 1.
+    errors = [*worst_errors([mean], [true_mean], term=1.0), *worst_errors(results, truths)]
+    assert max(errors) < 1e-5 * max(cancellation(g, w) for w in weights)
 
 
 @pytest.mark.real_tiles

@@ -44,7 +44,8 @@ def test_equals_brute_force(num_items):
     pairs = np.stack([keys // num_items, keys % num_items], axis=1)
     train, split = pairs[: len(pairs) * 2 // 3], pairs[len(pairs) * 2 // 3 :]
     split = split[split[:, 0] % 4 != 0]  # some users have nothing to find
-    users_UK, items_NK = torch.randn(25, 6), torch.randn(num_items, 6)
+    generator = torch.Generator().manual_seed(0)
+    users_UK, items_NK = (torch.randn(rows, 6, generator=generator) for rows in (25, num_items))
     items_NK[7] = items_NK[3]  # an exact tie
     ours = rank_split(
         lambda users_B: users_UK[users_B],
