@@ -131,6 +131,9 @@ class AdversarialConfig(Section):
     """Passes over the training pairs; 0 leaves the phase out."""
     objective: Objective = "full_catalog"
     """As in the clean phase."""
+    lr_factor: Rate = 1.0
+    """What the learning rates of dense part and tables are multiplied with: this phase goes on from a trained model,
+    with fresh optimisers."""
     adversary: AdversaryName = "uat_mc"
     """none: no perturbation. noise: random directions of full length. uat: every item, both modalities, up the
     loss. visual_only, text_only: the same in one modality. uat_mc: both, coordinated. certified: no perturbation;

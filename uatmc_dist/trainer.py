@@ -299,6 +299,8 @@ class Trainer:
 
     def _set_learning_rates(self, step: int, total: int) -> None:
         factor = learning_rate_factor(self.config.training, step, total)
+        if self.position.phase == "adversarial":
+            factor *= self.config.adversarial.lr_factor
         self.model.engine.set_lr(self.config.training.lr * factor)
         for table in self.model.tables:
             table.set_lr(self.config.tables.lr * factor)
