@@ -105,6 +105,10 @@ class TrainingConfig(Section):
     score_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of user and item embeddings in the score passes. Sums are kept in float32, and so are the weights
     that train (bf16 concerns full_catalog and softmax)."""
+    popularity_correction: Weight = 0.0
+    """softmax: in training an item's scores are raised by this times the log of (1 + its training interactions), so
+    that the model itself has to say less of popularity and ranks rare items higher (logit adjustment, arXiv
+    2007.07314)."""
     exclude_known_positives: bool = False
     """full_catalog and softmax: leave a user's other training items out of the negatives."""
 

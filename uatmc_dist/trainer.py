@@ -239,13 +239,17 @@ class Trainer:
                 self.catalog, self.known, self.config, self.world, position.phase, dense_weights, progress
             )
         self.objective: Objective
+        training = self.config.training
+        all_items = self.block, self.known, training.exclude_known_positives, NUMBER_FORMATS[training.score_precision]
         if self.phase.objective == "sampled":
             self.objective = Sampled(self.block)
+        elif self.phase.objective == "full_catalog":
+            self.objective = FullCatalog(*all_items)
         else:
-            training = self.config.training
-            score_dtype = NUMBER_FORMATS[training.score_precision]
-            kind = FullCatalog if self.phase.objective == "full_catalog" else Softmax
-            self.objective = kind(self.block, self.known, training.exclude_known_positives, score_dtype)
+            offset_N = None
+            if training.popularity_correction:
+                offset_N = training.popularity_correction * torch.log1p(self.known.counts_of_items().float())
+            self.objective = Softmax(*all_items, offset_N)
         in_adversarial = position.phase == "adversarial"
         self.adversary = adversary(adversarial, self.catalog.num_items, self.config.seed) if in_adversarial else None
         self.is_certified = in_adversarial and adversarial.adversary == "certified"

@@ -42,7 +42,7 @@ _POINTERS = {
     "counts_out": "*i32",
     "epsilon": "fp32",
 }
-_FLOAT32 = ("positive", "weights", "tangent_positive", "thresholds", "bonus", "mean_change")
+_FLOAT32 = ("positive", "weights", "tangent_positive", "thresholds", "bonus", "mean_change", "item_offset")
 
 
 @dataclass(frozen=True)

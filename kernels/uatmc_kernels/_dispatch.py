@@ -85,6 +85,8 @@ class ScorePass(NamedTuple):
     positive_scores_B: torch.Tensor
     skip_B: torch.Tensor
     seen: Seen | None
+    item_offset_N: torch.Tensor | None = None
+    """Added to every score of an item; of the softmax passes alone."""
 
     @classmethod
     def of(
@@ -95,12 +97,13 @@ class ScorePass(NamedTuple):
         skip: torch.Tensor,
         offsets: torch.Tensor | None,
         columns: torch.Tensor | None,
+        item_offset: torch.Tensor | None = None,
     ) -> "ScorePass":
         """From the arguments of an op of torch.library, which knows no pairs."""
-        return cls(users, items, positive, skip, seen_pair(offsets, columns))
+        return cls(users, items, positive, skip, seen_pair(offsets, columns), item_offset)
 
     def flat(self) -> tuple[torch.Tensor | None, ...]:
-        """The arguments of an op: what `of` takes."""
+        """The arguments of an op: what `of` takes, but for the items' offset."""
         return (*self[:4], *(self.seen or (None, None)))
 
     def left_out(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +146,11 @@ def check_scores(users_BK: torch.Tensor, items_NK: torch.Tensor, seen: Seen | No
     if seen is not None:
         check_index("seen: offsets", seen[0], (len(users_BK) + 1,), users_BK)
         check_index("seen: columns", seen[1], (None,), users_BK)
+
+
+def check_item_offset(item_offset_N: torch.Tensor | None, items_NK: torch.Tensor) -> None:
+    if item_offset_N is not None:
+        check_float("item_offset_N", item_offset_N, (len(items_NK),), items_NK)
 
 
 def check_score_pass(scores: ScorePass) -> None:

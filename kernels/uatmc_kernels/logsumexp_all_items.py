@@ -21,6 +21,7 @@ from uatmc_kernels._dispatch import (
     accumulator_dtype,
     backend,
     check_index,
+    check_item_offset,
     check_scores,
     resolve,
 )
@@ -32,10 +33,12 @@ def logsumexp_all_items(
     skip_B: Tensor,
     *,
     seen: Seen | None = None,
+    item_offset_N: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """log of the sum over this block's items of exp(s_bj), [B]; -inf for a user to whom no item is left.
+    """log of the sum over this block's items of exp(s_bj + o_j), [B]; -inf for a user to whom no item is left.
 
+    `item_offset_N` (o, zero where not given) is a constant of each item, such as the log of its share in a sample.
     Column `skip_B[b]` (-1: none) is left out, and so are the entries of `seen`, a CSR pair (offsets [B+1], columns) of
     int64 columns of this block. Inputs are float64 (not for Triton), float32 or bfloat16; sums are kept in float32
     (float64 for float64). Differentiable twice in users and items (docs/algorithm.md, section 2).
@@ -45,28 +48,42 @@ def logsumexp_all_items(
     """
     check_scores(users_BK, items_NK, seen)
     check_index("skip_B", skip_B, (len(users_BK),), users_BK)
+    check_item_offset(item_offset_N, items_NK)
     name = resolve(implementation, users_BK)
+    inputs = users_BK, items_NK, skip_B, *(seen or (None, None)), item_offset_N
     if name == "reference":
-        return reference.logsumexp_all_items(score_pass(users_BK, items_NK, skip_B, seen))
-    return _lse(users_BK, items_NK, skip_B, *(seen or (None, None)), name)
+        return reference.logsumexp_all_items(_absolute(*inputs))
+    return _lse(*inputs, name)
 
 
-def score_pass(users_BK: Tensor, items_NK: Tensor, skip_B: Tensor, seen: Seen | None) -> ScorePass:
+def _absolute(
+    users: Tensor,
+    items: Tensor,
+    skip: Tensor,
+    offsets: Tensor | None,
+    columns: Tensor | None,
+    item_offset: Tensor | None,
+) -> ScorePass:
     """Scores as they are, relative to nothing."""
-    zeros_B = users_BK.new_zeros(len(users_BK), dtype=accumulator_dtype(users_BK.dtype))
-    return ScorePass(users_BK, items_NK, zeros_B, skip_B, seen)
+    zeros = users.new_zeros(len(users), dtype=accumulator_dtype(users.dtype))
+    return ScorePass.of(users, items, zeros, skip, offsets, columns, item_offset)
 
 
 @torch.library.custom_op("uatmc::lse", mutates_args=())
 def _lse(
-    users: Tensor, items: Tensor, skip: Tensor, offsets: Tensor | None, columns: Tensor | None, implementation: str
+    users: Tensor,
+    items: Tensor,
+    skip: Tensor,
+    offsets: Tensor | None,
+    columns: Tensor | None,
+    item_offset: Tensor | None,
+    implementation: str,
 ) -> Tensor:
-    zeros = users.new_zeros(len(users), dtype=accumulator_dtype(users.dtype))
-    return backend(implementation).logsumexp(ScorePass.of(users, items, zeros, skip, offsets, columns))
+    return backend(implementation).logsumexp(_absolute(users, items, skip, offsets, columns, item_offset))
 
 
 @_lse.register_fake
-def _(users, items, skip, offsets, columns, implementation):  # type: ignore[no-untyped-def]
+def _(users, items, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(len(users), dtype=accumulator_dtype(users.dtype))
 
 
@@ -79,14 +96,15 @@ def _gradients(
     skip: Tensor,
     offsets: Tensor | None,
     columns: Tensor | None,
+    item_offset: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    scores = ScorePass.of(users, items, finite(lse), skip, offsets, columns)
+    scores = ScorePass.of(users, items, _finite(lse), skip, offsets, columns, item_offset)
     d_users, d_items = backend(implementation).logsumexp_gradients(scores, weights)
     return d_users.to(users.dtype), d_items.to(items.dtype)
 
 
-def finite(lse: Tensor) -> Tensor:
+def _finite(lse: Tensor) -> Tensor:
     """What scores are taken relative to: any number will do where no item is left."""
     return lse.masked_fill(lse == -torch.inf, 0)
 
@@ -105,11 +123,12 @@ def _second_order(
     skip: Tensor,
     offsets: Tensor | None,
     columns: Tensor | None,
+    item_offset: Tensor | None,
     tangent_users: Tensor | None,
     tangent_items: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores = ScorePass.of(users, items, finite(lse), skip, offsets, columns)
+    scores = ScorePass.of(users, items, _finite(lse), skip, offsets, columns, item_offset)
     results = backend(implementation).logsumexp_second_order(weights, scores, (tangent_users, tangent_items))
     return tuple(result.to(to.dtype) for result, to in zip(results, (weights, users, items), strict=True))  # type: ignore[return-value]
 
@@ -128,7 +147,7 @@ def _backward_first(ctx: Any, weights_B: Tensor) -> tuple[Tensor | None, ...]:
     lse_B, *inputs = ctx.saved_tensors
     # Its own derivative is part of the second order below, so the saved sum is a constant here.
     gradients = _gradients(weights_B, lse_B.detach(), *inputs, ctx.implementation)
-    return (*gradients, None, None, None, None)
+    return (*gradients, None, None, None, None, None)
 
 
 def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,9 +158,9 @@ def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _backward_second(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(tangent is None for tangent in tangents):
-        return (None,) * 8
+        return (None,) * 9
     d_weights, d_users, d_items = _second_order(*ctx.saved_tensors, *tangents, ctx.implementation)
-    return d_weights, None, d_users, d_items, None, None, None, None
+    return d_weights, None, d_users, d_items, None, None, None, None, None
 
 
 _lse.register_autograd(_backward_first, setup_context=_save_first)

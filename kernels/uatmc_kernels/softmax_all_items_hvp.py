@@ -15,6 +15,7 @@ from uatmc_kernels._dispatch import (
     accumulator_dtype,
     backend,
     check_float,
+    check_item_offset,
     check_score_pass,
     content_columns,
     resolve,
@@ -31,18 +32,20 @@ def softmax_mean_change(
     columns: slice,
     *,
     seen: Seen | None = None,
+    item_offset_N: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """This block's share of sum_j P_bj t_bj, [B] (docs/algorithm.md, section 4.1).
 
-    total_B    log of the softmax's denominator, over all blocks; other arguments as in `softmax_all_items_hvp`
+    total_B    log of the softmax's denominator, over all blocks and with offsets
+
+    Other arguments as in `softmax_all_items_hvp`.
     """
-    scores, content, name = _checked(
-        users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation
-    )
+    scores = ScorePass(users_BK, items_NK, total_B, skip_B, seen, item_offset_N)
+    content, name = _checked(scores, tangent_items_Nd, columns, implementation)
     if name == "reference":
         return reference.softmax_mean_change(scores, tangent_items_Nd, content)
-    return _mean_change(*scores.flat(), tangent_items_Nd, content.start, content.stop, name)
+    return _mean_change(*scores.flat(), item_offset_N, tangent_items_Nd, content.start, content.stop, name)
 
 
 @torch.no_grad()
@@ -56,6 +59,7 @@ def softmax_all_items_hvp(
     columns: slice,
     *,
     seen: Seen | None = None,
+    item_offset_N: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """hvp_j = sum_b P_bj (t_bj - mean_change_b) h_b for this block's items, [N, d].
@@ -67,23 +71,21 @@ def softmax_all_items_hvp(
     Column `skip_B[b]`, the positive, and `seen` are left out; the positive's own share is the caller's to scatter.
     Raises ValueError, naming the argument, for shapes, dtypes or devices that do not fit.
     """
-    scores, content, name = _checked(
-        users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation
-    )
+    scores = ScorePass(users_BK, items_NK, total_B, skip_B, seen, item_offset_N)
+    content, name = _checked(scores, tangent_items_Nd, columns, implementation)
     check_float("mean_change_B", mean_change_B, (len(users_BK),), users_BK)
     if name == "reference":
         return reference.softmax_all_items_hvp(scores, tangent_items_Nd, mean_change_B, content)
-    return _hvp(*scores.flat(), tangent_items_Nd, mean_change_B, content.start, content.stop, name)
+    return _hvp(*scores.flat(), item_offset_N, tangent_items_Nd, mean_change_B, content.start, content.stop, name)
 
 
-def _checked(  # type: ignore[no-untyped-def]
-    users_BK, items_NK, total_B, skip_B, tangent_items_Nd, columns, seen, implementation
-) -> tuple[ScorePass, slice, str]:
-    scores = ScorePass(users_BK, items_NK, total_B, skip_B, seen)
+def _checked(scores: ScorePass, tangent_items_Nd: Tensor, columns: slice, implementation: str) -> tuple[slice, str]:
+    users_BK, items_NK = scores.users_BK, scores.items_NK
     check_score_pass(scores)
+    check_item_offset(scores.item_offset_N, items_NK)
     content = content_columns(columns, users_BK.shape[1])
     check_float("tangent_items_Nd", tangent_items_Nd, (len(items_NK), content.stop - content.start), users_BK)
-    return scores, content, resolve(implementation, users_BK)
+    return content, resolve(implementation, users_BK)
 
 
 @torch.library.custom_op("uatmc::softmax_mean_change", mutates_args=())
@@ -94,12 +96,13 @@ def _mean_change(
     skip: Tensor,
     offsets: Tensor | None,
     columns: Tensor | None,
+    item_offset: Tensor | None,
     tangent_items: Tensor,
     start: int,
     stop: int,
     implementation: str,
 ) -> Tensor:
-    scores = ScorePass.of(users, items, total, skip, offsets, columns)
+    scores = ScorePass.of(users, items, total, skip, offsets, columns, item_offset)
     return backend(implementation).softmax_mean_change(scores, tangent_items, slice(start, stop))
 
 
@@ -116,16 +119,17 @@ def _hvp(
     skip: Tensor,
     offsets: Tensor | None,
     columns: Tensor | None,
+    item_offset: Tensor | None,
     tangent_items: Tensor,
     mean_change: Tensor,
     start: int,
     stop: int,
     implementation: str,
 ) -> Tensor:
-    scores = ScorePass.of(users, items, total, skip, offsets, columns)
+    scores = ScorePass.of(users, items, total, skip, offsets, columns, item_offset)
     return backend(implementation).softmax_all_items_hvp(scores, tangent_items, mean_change, slice(start, stop))
 
 
 @_hvp.register_fake
-def _(users, items, total, skip, offsets, columns, tangent_items, *rest):  # type: ignore[no-untyped-def]
+def _(users, items, total, skip, offsets, columns, item_offset, tangent_items, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(tangent_items.shape, dtype=accumulator_dtype(users.dtype))

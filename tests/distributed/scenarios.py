@@ -35,7 +35,12 @@ SCENARIOS = {
         "tables.optimizer=rowwise_adagrad",
     ],
     "full/uat/both": ["model.user=both", "adversarial.adversary=uat", "tables.optimizer=rowwise_adagrad"],
-    "softmax/uat_mc": ["clean.objective=softmax", "adversarial.objective=softmax", "model.user=history"],
+    "softmax/uat_mc": [
+        "clean.objective=softmax",
+        "adversarial.objective=softmax",
+        "model.user=history",
+        "training.popularity_correction=0.5",
+    ],
     "softmax/certified": ["adversarial.objective=softmax", "adversarial.adversary=certified"],
     "softmax/uat_mc/known": ["adversarial.objective=softmax", "training.exclude_known_positives=true"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],

@@ -43,6 +43,11 @@ def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, conten
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(pq.read_table(lists))} users agree\n"
+    listed = run_uatmc("recommend", run, "--history", "7, 8", "-k", "3", check=False)
+    if user == "history":
+        assert listed.returncode == 0 and "for a history of 2 items" in listed.stdout, listed.stderr
+    else:
+        assert listed.returncode == 2 and "model.user=history" in listed.stderr
     refused = run_uatmc("export", run, "--out", config / "x", check=False)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
     refused = run_uatmc("export", tmp_path, check=False)

@@ -11,10 +11,16 @@ from tests.kernels.test_bpr_all_items import STRIDES
 from uatmc_kernels import logsumexp_all_items, softmax_all_items_hvp, softmax_mean_change
 
 
+def offset_of(items):
+    """An offset for each item, and none for blocks of odd size."""
+    return None if len(items) % 2 else torch.linspace(-2, 1, len(items)).to(items)
+
+
 def derivatives(users, items, skip, implementation, *, seen=None, weights=None, second=True):
     """[lse, first-order gradients, second-order ones], as float64."""
     leaves = [tensor.clone().requires_grad_() for tensor in (users, items)]
-    lse = logsumexp_all_items(*leaves, skip, seen=seen, implementation=implementation)
+    offset = offset_of(items)
+    lse = logsumexp_all_items(*leaves, skip, seen=seen, item_offset_N=offset, implementation=implementation)
     kept = lse.isfinite()  # a user without items has no sum
     total = torch.where(kept, lse, 0.0) @ (torch.ones_like(lse) if weights is None else weights.to(lse.dtype))
     results = [torch.where(kept, lse, -1.0)]
@@ -121,7 +127,7 @@ def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(triton_device, 
     users, items, _, skip = problem(33, 500, 16, dtype, scale=scale)
     truths = derivatives(users.double(), items.double(), skip, "reference", second=False)
     leaves = [users.clone().requires_grad_(), items.clone().requires_grad_()]
-    scores = leaves[0] @ leaves[1].T
+    scores = leaves[0] @ leaves[1].T + offset_of(items)
     kept = (skip >= 0).nonzero().squeeze(1)
     lse = torch.logsumexp(scores.index_put((kept, skip[kept]), scores.new_tensor(-torch.inf)), 1)
     plain = [lse, *torch.autograd.grad(lse.sum(), leaves)]
@@ -164,8 +170,9 @@ def hvps(num_users, num_items, half, with_seen, dtype, implementations):
     content = slice(half, 2 * half)
     tangent = torch.randn(num_items, half, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     leaf = items.clone().requires_grad_()
-    lse = logsumexp_all_items(users, leaf, positives, seen=seen, implementation="reference")
-    positive = (users * leaf[positives]).sum(1)
+    offset = torch.linspace(-2, 1, num_items, dtype=torch.float64)
+    lse = logsumexp_all_items(users, leaf, positives, seen=seen, item_offset_N=offset, implementation="reference")
+    positive = (users * leaf[positives]).sum(1) + offset[positives]
     (gradient,) = torch.autograd.grad(F.softplus(lse - positive).sum(), leaf, create_graph=True)
     (truth,) = torch.autograd.grad((gradient[:, content] * tangent).sum(), leaf)
 
@@ -174,7 +181,7 @@ def hvps(num_users, num_items, half, with_seen, dtype, implementations):
     ours = []
     for name, device in implementations.items():
         given = on(device, users.to(dtype), items.to(dtype), total.to(dtype), positives, tangent.to(dtype))
-        options = {"seen": seen and on(device, seen), "implementation": name}
+        options = {"seen": seen and on(device, seen), "implementation": name, "item_offset_N": offset.to(device, dtype)}
         mean = softmax_mean_change(*given, content, **options).double().cpu() + share * change
         hvp = softmax_all_items_hvp(*given, mean.to(device, dtype), content, **options).double().cpu()
         hvp.index_add_(0, positives, (share * (change - mean))[:, None] * users[:, content])
@@ -189,6 +196,8 @@ def test_wrong_arguments_are_named():
         logsumexp_all_items(users, items[:, :2], skip)
     with pytest.raises(ValueError, match="skip_B"):
         logsumexp_all_items(users, items, skip.int())
+    with pytest.raises(ValueError, match="item_offset_N"):
+        logsumexp_all_items(users, items, skip, item_offset_N=total)
     with pytest.raises(ValueError, match="columns: a step"):
         softmax_mean_change(users, items, total, skip, tangent, slice(0, 3, 2))
     with pytest.raises(ValueError, match="tangent_items_Nd"):

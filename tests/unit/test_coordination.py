@@ -12,7 +12,7 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_kernels import coordinate
 
 USERS, ITEMS, PAIRS, D = 20, 60, 33, 5
-OBJECTIVES = "sampled", "full_catalog", "known", "softmax", "softmax/known"
+OBJECTIVES = "sampled", "full_catalog", "known", "softmax", "softmax/known", "softmax/offset"
 
 
 def problem(objective_name, seed=0):
@@ -30,6 +30,7 @@ def problem(objective_name, seed=0):
         "known": lambda: FullCatalog(block, known, True),
         "softmax": lambda: Softmax(block, known, False),
         "softmax/known": lambda: Softmax(block, known, True),
+        "softmax/offset": lambda: Softmax(block, known, False, None, torch.linspace(0, 2, ITEMS, dtype=torch.float64)),
     }[objective_name]()
     rows = objective.rows(batch)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731

@@ -51,6 +51,9 @@ def test_the_handicap_raises_the_score_of_every_negative(objective):
             offsets, columns = view.objective._known.within(batch.users_B, 0, ITEMS)
             rows = torch.repeat_interleave(torch.arange(len(batch)), offsets.diff())
             kept[rows, columns] = 0
+        if "offset" in objective:
+            offset_n = torch.linspace(0, 2, ITEMS, dtype=torch.float64)
+            scores_Bn, positive_B = scores_Bn + offset_n, positive_B + offset_n[batch.positives_B]
         raised_Bn = scores_Bn + bonus_B[:, None] - positive_B[:, None]
         if "softmax" in objective:
             truth = torch.log1p((raised_Bn.exp() * kept).sum(1)).mean()

@@ -53,6 +53,10 @@ class KnownPositives:
         known._take(keys, catalog.num_users, catalog.num_items)
         return known
 
+    def counts_of_items(self) -> torch.Tensor:
+        """How many users have each item, [N]."""
+        return torch.bincount(self._keys % self.num_items, minlength=self.num_items)
+
     def contains(self, users_B: torch.Tensor, items_B: torch.Tensor) -> torch.Tensor:
         keys_B = users_B * self.num_items + items_B
         found_B = torch.searchsorted(self._keys, keys_B).clamp(max=len(self._keys) - 1)

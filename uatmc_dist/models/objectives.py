@@ -149,6 +149,31 @@ class FullCatalog(_AllItems):
 class Softmax(_AllItems):
     """Cross-entropy of the positive among all items: softplus(log-sum-exp of the others - the positive's score)."""
 
+    def __init__(
+        self,
+        block: ItemBlock,
+        known: KnownPositives,
+        exclude_known_positives: bool,
+        score_dtype: torch.dtype | None = None,
+        item_offset_N: torch.Tensor | None = None,
+    ) -> None:
+        """`item_offset_N`, of the whole catalog, is added to every score of an item (logit adjustment)."""
+        super().__init__(block, known, exclude_known_positives, score_dtype)
+        self._offset_N = item_offset_N
+        self._offset_n = None if item_offset_N is None else item_offset_N[block.lo : block.hi]
+
+    def _on(self, device: torch.device) -> torch.Tensor | None:
+        if self._offset_n is not None:
+            self._offset_n = self._offset_n.to(device)  # once
+        return self._offset_n
+
+    def _positive(self, scores_B: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The positives' scores, complete on every rank, with their offsets."""
+        total_B = sum_over_ranks(scores_B)
+        if self._offset_N is None:
+            return total_B
+        return total_B + self._offset_N[batch.positives_B].to(total_B.device, non_blocking=True)
+
     def loss(
         self,
         users_BK: torch.Tensor,
@@ -159,7 +184,7 @@ class Softmax(_AllItems):
     ) -> torch.Tensor:
         users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
         index_B = rows.index_of(batch.positives_B)
-        positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
+        positive_B = self._positive(scores_at(users_BK, items_nK, index_B), batch)
         if handicap_B is not None:
             positive_B = positive_B - handicap_B
         losses_B = F.softplus(self._others(users_BK, items_nK, batch, index_B) - positive_B)
@@ -172,7 +197,9 @@ class Softmax(_AllItems):
         """log-sum-exp [B] of the scores of all items but the positive, complete on every rank."""
         device = users_BK.device
         seen = self._seen(batch, device)
-        return logsumexp_over_ranks(logsumexp_all_items(users_BK, items_nK, index_B.to(device), seen=seen))
+        return logsumexp_over_ranks(
+            logsumexp_all_items(users_BK, items_nK, index_B.to(device), seen=seen, item_offset_N=self._on(device))
+        )
 
     @torch.no_grad()
     def content_hvp(
@@ -181,16 +208,15 @@ class Softmax(_AllItems):
         users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
         content_Bd, columns = _content(users_BK, tangent_nd)
         index_B, device = rows.index_of(batch.positives_B), users_BK.device
-        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
-        positive_B, positive_change_B = sum_over_ranks(shares)
+        positive_B = self._positive(scores_at(users_BK, items_nK, index_B), batch)
+        positive_change_B = sum_over_ranks(scores_at(content_Bd, tangent_nd, index_B))
         total_B = torch.logaddexp(self._others(users_BK, items_nK, batch, index_B), positive_B)
         skip_B, seen = index_B.to(device), self._seen(batch, device)
-        mean_B = sum_over_ranks(
-            softmax_mean_change(users_BK, items_nK, total_B, skip_B, tangent_nd, columns, seen=seen)
-        )
+        given, offset_n = (users_BK, items_nK, total_B, skip_B, tangent_nd), self._on(device)
+        mean_B = sum_over_ranks(softmax_mean_change(*given, columns, seen=seen, item_offset_N=offset_n))
         positive_share_B = torch.exp(positive_B - total_B)
         mean_B = mean_B + positive_share_B * positive_change_B
-        hvp_nd = softmax_all_items_hvp(users_BK, items_nK, total_B, skip_B, tangent_nd, mean_B, columns, seen=seen)
+        hvp_nd = softmax_all_items_hvp(*given, mean_B, columns, seen=seen, item_offset_N=offset_n)
         mine, index = owned(index_B, device)
         pull_B = positive_share_B * (positive_change_B - mean_B)
         hvp_nd.index_add_(0, index, pull_B[mine, None] * content_Bd[mine])

@@ -11,6 +11,8 @@ def _shares_and_change(
     dtype = accumulator_dtype(scores.users_BK.dtype)
     content_Bd = scores.users_BK[:, columns].to(dtype)
     scores_BN = scores.users_BK.to(dtype) @ scores.items_NK.to(dtype).T
+    if scores.item_offset_N is not None:
+        scores_BN = scores_BN + scores.item_offset_N.to(dtype)
     shares_BN = torch.exp(scores_BN - scores.positive_scores_B.to(dtype)[:, None])
     shares_BN[scores.left_out()] = 0
     return shares_BN, content_Bd @ tangent_items_Nd.to(dtype).T, content_Bd

@@ -36,7 +36,7 @@ def entry_bounds(columns_E: torch.Tensor, num_items: int, width: int) -> list[in
 
 
 def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
-    """Walks over s_bj - positive_score_b tile by tile.
+    """Walks over s_bj - positive_score_b, with the items' offsets where there are any, tile by tile.
 
     Both buffers of a tile are used again for the next one: in-place work on them is free.
     """
@@ -57,6 +57,8 @@ def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
         tile_BT = buffer[: shape[0] * shape[1]].view(shape)
         items_TK = items_NK[start:stop].to(dtype)
         torch.addmm(minus_positive_B1, users_BK, items_TK.T, out=tile_BT)
+        if scores.item_offset_N is not None:
+            tile_BT += scores.item_offset_N[start:stop].to(dtype)
         first, last = bounds[index], bounds[index + 1]
         if first < last:
             tile_BT.view(-1).index_fill_(0, flat_E[first:last], float("-inf"))

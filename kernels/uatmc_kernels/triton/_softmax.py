@@ -31,6 +31,7 @@ def logsumexp(
     owners,
     stream,
     skip,
+    item_offset,
     keys,
     entry_owners,
     largest_out,
@@ -75,6 +76,8 @@ def logsumexp(
             )  # fmt: skip
             columns = first + tl.arange(0, BS)
             kept = (columns < stop)[None, :] & (columns[None, :] != skipped)
+            if item_offset is not None:
+                scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
             x = tl.where(kept, scores * LOG2E, float("-inf"))
             if keys is not None:
                 x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
@@ -99,6 +102,7 @@ def softmax_sweep(
     values,
     positive,
     skip,
+    item_offset,
     weights,
     mean_change,
     keys,
@@ -150,6 +154,9 @@ def softmax_sweep(
         skipped = tl.load(skip + rows, mask=of_users, other=-1)[:, None]
         if mean_change is not None:
             mean = tl.load(mean_change + rows, mask=of_users, other=0.0)[:, None]
+    else:
+        if item_offset is not None:
+            own_offset = tl.load(item_offset + rows, mask=rows < num_owners, other=0.0)[:, None]
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if keys is not None:
@@ -167,10 +174,14 @@ def softmax_sweep(
             here = columns < stop
             if OWNER_IS_USER:
                 kept = here[None, :] & (columns[None, :] != skipped)
+                if item_offset is not None:
+                    scores += tl.load(item_offset + columns, mask=here, other=0.0)[None, :]
             else:
                 shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
                 skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
                 kept = rows[:, None] != skipped
+                if item_offset is not None:
+                    scores += own_offset
                 if mean_change is not None:
                     mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
             x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
