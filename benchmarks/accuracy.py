@@ -2,7 +2,7 @@
 
 python -m benchmarks.accuracy data/hmfashion data/baby --write docs/results.md
 
-What is trained, configs/accuracy.yaml says. Runs are runs/accuracy/CATALOG-VARIANT-sSEED; what is there already is not
+What is trained, configs/plans/accuracy.yaml says. Runs are runs/accuracy/CATALOG-VARIANT-sSEED; what is there already is not
 made again. Prints a table a catalog (test split; means with 95 % intervals over the seeds, Student's t), writes every
 figure to benchmarks/results/accuracy.csv, and with --write puts the tables between the marks `<!-- accuracy -->` and
 `<!-- end -->` of a Markdown file.
@@ -22,7 +22,7 @@ import yaml
 from benchmarks.common import RESULTS, replace_block, with_interval
 from uatmc_dist.evaluation.comparison import TITLES
 
-PLAN = Path("configs/accuracy.yaml")
+PLAN = Path("configs/plans/accuracy.yaml")
 RUNS = Path("runs/accuracy")
 FIGURES = {
     "Recall@20": "recall@20",
