@@ -33,7 +33,7 @@ def train(folder: Path, name: str, *overrides: str) -> dict[str, float]:
 
 def test_vbpr_beats_bpr_mf_on_planted_taste_and_the_defence_defends(quickstart):
     clean = train(quickstart, "clean", "adversarial.epochs=0")
-    factors = train(quickstart, "factors", "adversarial.epochs=0", "model.content=false")
+    factors = train(quickstart, "factors", "adversarial.epochs=0", "model.content=false", "model.user=row")
     assert clean["recall@20"] > 1.15 * factors["recall@20"]
     assert clean["ndcg@20"] > 1.15 * factors["ndcg@20"]
 
