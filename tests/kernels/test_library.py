@@ -25,6 +25,7 @@ def samples(device, name):
     _, _, positive, _, *seen = scores
     weights = torch.linspace(0.5, 1, 6, device=device).requires_grad_()
     offset = torch.linspace(-1, 1, 20, device=device)
+    lse = OPS.lse(*scores[:2], *scores[3:], offset, name)
     unit = OPS.bpr_loss_and_gradients(*scores, name)[1:]
     g, w_v, w_t = (torch.randn(shape, device=device) for shape in ((20, 4), (4, 3), (4, 3)))
     v, t = torch.randn(20, 3, device=device), torch.randn(20, 3, device=device)
@@ -35,10 +36,10 @@ def samples(device, name):
         (OPS.bpr_second_order.default, (weights.detach(), *scores, *scores[:2], None, name)),
         (OPS.bpr_hvp.default, (*scores, scores[1][:, 1:3], scores[2], 1, 3, name)),
         (OPS.lse.default, (*differentiable[:2], *scores[3:], offset, name)),
-        (OPS.lse_gradients.default, (weights, positive, *differentiable[:2], *scores[3:], offset, name)),
+        (OPS.lse_gradients.default, (weights, lse, *differentiable[:2], *scores[3:], offset, name)),
         (
             OPS.lse_second_order.default,
-            (weights.detach(), positive, *scores[:2], *scores[3:], offset, *scores[:2], name),
+            (weights.detach(), lse, *scores[:2], *scores[3:], offset, *scores[:2], name),
         ),
         (OPS.softmax_mean_change.default, (*scores, offset, scores[1][:, 1:3], 1, 3, name)),
         (OPS.softmax_hvp.default, (*scores, None, scores[1][:, 1:3], scores[2], 1, 3, name)),

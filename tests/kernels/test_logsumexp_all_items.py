@@ -134,8 +134,10 @@ def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(triton_device, 
     allowed = worst_errors([result.detach().double() for result in plain], truths)
     device = triton_device if implementation == "triton" else "cpu"
     ours = worst_errors(derivatives(*on(device, users, items, skip), implementation, second=False), truths)
+    # Scores are rounded to float32, by sums in another order, and exp makes of that an error of as much of itself.
+    rounding = 2**-23 * float(scores.abs().max())
     for error, bound in zip(ours, allowed, strict=True):
-        assert error <= bound * 1.05 + 5e-7
+        assert error <= bound * 1.05 + rounding
 
 
 @pytest.mark.real_tiles

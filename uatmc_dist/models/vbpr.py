@@ -6,6 +6,7 @@ n  rows of this rank    d  embedding_dim    K  2d with content, d without
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
@@ -65,6 +66,10 @@ class VBPR:
                 self._dense.load_state_dict(dense_weights)
             self._dense.to(world.device)
             if dense_weights is None and config.model.initial == "content":
+                # Components may differ in their last bits, or in signs, between processors; the rows below need the
+                # first rank's, which the engine would hand out too late.
+                for parameter in self._dense.parameters():
+                    dist.broadcast(parameter.data, 0)
                 self.users.start_from_content(self._local_content())
             if phase == "adversarial":
                 self._dense.freeze_projectors()
