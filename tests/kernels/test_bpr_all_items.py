@@ -156,8 +156,10 @@ def test_every_magnitude_of_equal_scores(triton_device, implementation, score):
     positive, skip = torch.zeros(3), torch.tensor([-1, 0, 99])
     truths = derivatives((users.double(), items.double(), positive.double(), skip), "reference", second=False)
     ours = derivatives(on(device, users, items, positive, skip), implementation, second=False)
+    # exp(x) is off by |x| roundings of its argument, and some more; at 100 nothing of it is left in float32.
+    roundings = 8 + (abs(score) if abs(score) < 100 else 0)
     for result, truth in zip(ours, truths, strict=True):
-        torch.testing.assert_close(result, truth, rtol=1e-6, atol=1e-38)
+        torch.testing.assert_close(result, truth, rtol=max(1e-6, roundings * 2**-24), atol=1e-38)
 
 
 @pytest.mark.real_tiles
