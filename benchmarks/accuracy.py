@@ -2,10 +2,10 @@
 
 python -m benchmarks.accuracy data/hmfashion data/baby --write docs/results.md
 
-What is trained, configs/plans/accuracy.yaml says. Runs are runs/accuracy/CATALOG-VARIANT-sSEED; what is there already is
-not made again. Prints a table a catalog (test split; means with 95 % intervals over the seeds, Student's t), writes every
-figure to benchmarks/results/accuracy.csv, and with --write puts the tables between the marks `<!-- accuracy -->` and
-`<!-- end -->` of a Markdown file.
+What is trained, configs/plans/accuracy.yaml says. Runs are runs/accuracy/CATALOG-VARIANT-sSEED; what is there
+already is not made again. Prints a table a catalog (test split; means with 95 % intervals over the seeds, Student's
+t), writes every figure to benchmarks/results/accuracy.csv, and with --write puts the tables between the marks
+`<!-- accuracy -->` and `<!-- end -->` of a Markdown file.
 """
 
 import argparse
