@@ -318,7 +318,7 @@ def recommend(
     if not names:
         raise UserError("--history: names no item; give ids of the source, as 108775015,108775044")
     _, _, catalog, model = _opened(run, None)
-    table = Table("", "item", "title", "score", title=f"{run}: for a history of {len(names)} items")
+    table = Table("", "item", "title", "score", title=f"for a history of {len(names)} items")
     for rank, found in enumerate(recommended(model, catalog, names, k), start=1):
         table.add_row(str(rank), found.source_id, found.title, f"{found.score:.4f}")
     console.print(table)

@@ -24,7 +24,7 @@ def seen(tmp_path_factory, tiny_catalog):
     results = {}
     for ranks in (1, 2, 4):
         out = folder / f"{ranks}.json"
-        torchrun(ranks, SCRIPT, config, out)
+        torchrun(ranks, SCRIPT, config, out, timeout=900)
         results[ranks] = json.loads(out.read_text())
     return results
 
