@@ -77,10 +77,17 @@ def _opened(folder: Path) -> bool:
     except OSError as error:
         _LOG.warning(f"{folder.parent}: projected features are not kept ({error.strerror})")
         return False
-    by_age = sorted(folder.parent.iterdir(), key=lambda key: key.stat().st_mtime)
+    by_age = sorted(folder.parent.iterdir(), key=_last_used)
     for old in by_age[:-_KEYS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # another rank, or another run on this catalog, has just dropped it
+        return 0.0
 
 
 def _read(file: Path, num_rows: int) -> dict[str, torch.Tensor] | None:
