@@ -1,6 +1,7 @@
 """The cache of projected features: what it gives is what the projectors give, whoever asked before."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,3 +86,10 @@ def test_others_may_read_what_is_kept(catalog, model):
     projected_items(model, catalog, 0, 203, CPU)
     others = (catalog.path / "catalog.json").stat().st_mode
     assert all(file.stat().st_mode == others for file in files(catalog))
+
+
+def test_a_folder_that_another_rank_has_just_dropped_is_no_error(catalog, model, monkeypatch):
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*listed(folder), *(folder / f"gone-{i}" for i in range(5))])
+    projected_items(model, catalog, 0, 203, CPU)
+    assert len(files(catalog)) == 4
