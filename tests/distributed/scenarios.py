@@ -42,7 +42,11 @@ SCENARIOS = {
         "training.popularity_correction=0.5",
     ],
     "softmax/certified": ["adversarial.objective=softmax", "adversarial.adversary=certified"],
-    "softmax/uat_mc/known": ["adversarial.objective=softmax", "training.exclude_known_positives=true"],
+    "softmax/uat_mc/known": [
+        "clean.objective=softmax",
+        "adversarial.objective=softmax",
+        "training.exclude_known_positives=true",
+    ],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }
