@@ -141,7 +141,7 @@ def evaluate(
         _tell_written(lists)
     figures = {**metrics, **beyond.metrics()}
     baselines = comparison.Baselines(catalog, shown)
-    if not model.config.model.content:
+    if model.config.is_bpr_mf:
         baselines.record_bpr_mf(split, figures, run)
     metric = config.evaluation.metric
     compared = baselines.compare(metric, split, metrics[metric], run, comparison.EVALUATE_WITHIN_S)

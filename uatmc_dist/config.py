@@ -307,6 +307,11 @@ class Config(Section):
         return self
 
     @property
+    def is_bpr_mf(self) -> bool:
+        """Whether this is the plain factorisation that other models are compared with."""
+        return not self.model.content and self.model.user == "row" and self.clean.objective != "softmax"
+
+    @property
     def run_dir(self) -> Path:
         return self.output_dir / self.name
 

@@ -85,3 +85,13 @@ def test_every_option_has_a_docstring():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_valid(path):
     load_config(path)
+
+
+def test_what_counts_as_bpr_mf():
+    config = Config(name="x", catalog=Path("x"), model={"content": False})
+    assert config.is_bpr_mf
+    histories = config.model.model_copy(update={"user": "history"})
+    softmax = config.clean.model_copy(update={"objective": "softmax"})
+    assert not config.model_copy(update={"model": histories}).is_bpr_mf
+    assert not config.model_copy(update={"clean": softmax}).is_bpr_mf
+    assert not Config(name="x", catalog=Path("x")).is_bpr_mf
