@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from uatmc_dist.config import dump_config, iterate_options, load_config
+from uatmc_dist.config import Config, dump_config, iterate_options, load_config
 from uatmc_dist.errors import UserError
 
 
