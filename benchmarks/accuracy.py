@@ -21,6 +21,7 @@ import yaml
 
 from benchmarks.common import RESULTS, replace_block, with_interval
 from uatmc_dist.evaluation.comparison import TITLES
+from uatmc_dist.runs import RunFolder
 
 PLAN = Path("configs/plans/accuracy.yaml")
 RUNS = Path("runs/accuracy")
@@ -55,7 +56,7 @@ class Run:
 
     def best_epoch(self) -> tuple[int, int]:
         """(the epoch that early stopping kept, the last one)."""
-        lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = RunFolder(self.path).read_metrics()
         curve = [(line["valid/recall@20"], line["epoch"]) for line in lines if "valid/recall@20" in line]
         return max(curve, key=lambda point: point[0])[1], curve[-1][1]
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -103,11 +104,11 @@ class Tuning:
     ranks: int
     say: Say
 
-    @property
+    @cached_property
     def config(self) -> Config:
         return load_config(self.config_path, self.overrides)
 
-    @property
+    @cached_property
     def objectives(self) -> list[str]:
         """Names of what is optimised: accuracy, and for a run with an adversarial phase what an attack reaches."""
         config = self.config
@@ -202,11 +203,13 @@ class Tuning:
             try:
                 while training.poll() is None:
                     time.sleep(_POLL_S)
+                    if len(self.objectives) > 1:  # Optuna prunes by a single objective alone
+                        continue
                     curve = _curve(run, metric)
-                    for epoch in range(reported, len(curve) if len(self.objectives) == 1 else reported):
+                    for epoch in range(reported, len(curve)):
                         trial.report(curve[epoch], epoch)
-                    reported = max(reported, len(curve))
-                    if len(self.objectives) == 1 and curve and trial.should_prune():
+                    reported = len(curve)
+                    if curve and trial.should_prune():
                         raise optuna.TrialPruned
             finally:
                 if training.poll() is None:

@@ -167,12 +167,11 @@ class Softmax(_AllItems):
             self._offset_n = self._offset_n.to(device)  # once
         return self._offset_n
 
-    def _positive(self, scores_B: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The positives' scores, complete on every rank, with their offsets."""
-        total_B = sum_over_ranks(scores_B)
+    def _raised(self, scores_B: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The positives' scores with their offsets."""
         if self._offset_N is None:
-            return total_B
-        return total_B + self._offset_N[batch.positives_B].to(total_B.device, non_blocking=True)
+            return scores_B
+        return scores_B + self._offset_N[batch.positives_B].to(scores_B.device, non_blocking=True)
 
     def loss(
         self,
@@ -184,22 +183,25 @@ class Softmax(_AllItems):
     ) -> torch.Tensor:
         users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
         index_B = rows.index_of(batch.positives_B)
-        positive_B = self._positive(scores_at(users_BK, items_nK, index_B), batch)
+        positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, index_B)), batch)
         if handicap_B is not None:
             positive_B = positive_B - handicap_B
-        losses_B = F.softplus(self._others(users_BK, items_nK, batch, index_B) - positive_B)
+        device = users_BK.device
+        others_B = self._others(users_BK, items_nK, index_B.to(device), self._seen(batch, device))
+        losses_B = F.softplus(others_B - positive_B)
         # Every rank knows all losses; each takes its own share of the pairs into the sum.
         return losses_B[batch_slice(len(batch))].sum() / len(batch)
 
     def _others(
-        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, index_B: torch.Tensor
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        skip_B: torch.Tensor,
+        seen: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         """log-sum-exp [B] of the scores of all items but the positive, complete on every rank."""
-        device = users_BK.device
-        seen = self._seen(batch, device)
-        return logsumexp_over_ranks(
-            logsumexp_all_items(users_BK, items_nK, index_B.to(device), seen=seen, item_offset_N=self._on(device))
-        )
+        offset_n = self._on(users_BK.device)
+        return logsumexp_over_ranks(logsumexp_all_items(users_BK, items_nK, skip_B, seen=seen, item_offset_N=offset_n))
 
     @torch.no_grad()
     def content_hvp(
@@ -208,10 +210,11 @@ class Softmax(_AllItems):
         users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
         content_Bd, columns = _content(users_BK, tangent_nd)
         index_B, device = rows.index_of(batch.positives_B), users_BK.device
-        positive_B = self._positive(scores_at(users_BK, items_nK, index_B), batch)
-        positive_change_B = sum_over_ranks(scores_at(content_Bd, tangent_nd, index_B))
-        total_B = torch.logaddexp(self._others(users_BK, items_nK, batch, index_B), positive_B)
+        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
+        positive_B, positive_change_B = sum_over_ranks(shares)
+        positive_B = self._raised(positive_B, batch)
         skip_B, seen = index_B.to(device), self._seen(batch, device)
+        total_B = torch.logaddexp(self._others(users_BK, items_nK, skip_B, seen), positive_B)
         given, offset_n = (users_BK, items_nK, total_B, skip_B, tangent_nd), self._on(device)
         mean_B = sum_over_ranks(softmax_mean_change(*given, columns, seen=seen, item_offset_N=offset_n))
         positive_share_B = torch.exp(positive_B - total_B)
