@@ -1,9 +1,10 @@
 """Defences compared: trains, evaluates, attacks and certifies every variant of a plan, over several training seeds.
 
-python -m benchmarks.defences configs/defences/hm-fashion.yaml --write docs/results.md
+python -m benchmarks.defences configs/defences/hmfashion.yaml --write docs/results.md
 
 A plan (configs/defences/) names a configuration, training seeds, and for each variant its overrides; every variant but
-those under `clean` starts from the run `clean` of its seed. Runs are runs/NAME-VARIANT-sSEED; what is there already is
+those under `clean` starts from the run `clean` of its seed. `shrunk` are the shares of its content half that a copy of
+the clean run keeps: a defence that costs no training. Runs are runs/NAME-VARIANT-sSEED; what is there already is
 not made again. Each run has one process and one thread, and as many run at once as there are cores. Prints the tables
 (means with 95 % intervals over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with
 --write puts the tables between the marks `<!-- PLAN NAME -->` and `<!-- end -->` of a Markdown file.
@@ -24,8 +25,10 @@ from typing import Any
 import yaml
 
 from benchmarks.common import RESULTS, replace_block, with_interval
-from uatmc_dist.config import ATTACKS, Config, load_config
+from uatmc_dist.config import ATTACKS, Config, dump_config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
+from uatmc_dist.models.files import write_safetensors
+from uatmc_dist.models.trained import ModelFile, table_names
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Plan:
     clean: dict[str, list[str]]
     """Variants with a clean phase of their own; `clean` is what the others start from."""
     defences: dict[str, list[str]]
+    overrides: list[str] = field(default_factory=list)
+    """Of the configuration, for all variants."""
+    shrunk: list[float] = field(default_factory=list)
     split: str = "test"
     """What accuracy is measured on: valid for plans that choose, test for those that report."""
     attack: list[str] = field(default_factory=list)
@@ -47,7 +53,15 @@ class Plan:
 
     @property
     def base(self) -> Config:
-        return load_config(Path(self.config))
+        return load_config(Path(self.config), self.overrides)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {f"shrunk-{share:g}": share for share in self.shrunk}
+
+    @property
+    def variants(self) -> list[str]:
+        return [*self.clean, *self.shares, *self.defences]
 
     def run(self, variant: str, seed: int) -> Path:
         return self.base.output_dir / f"{self.base.name}-{variant}-s{seed}"
@@ -65,10 +79,14 @@ def make(plan: Plan, variant: str, seed: int) -> None:
     """What is missing of one run: model, evaluation, attack, certificate."""
     run, log = plan.run(variant, seed), RESULTS.parent / "logs" / f"{plan.base.name}-{variant}-s{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    overrides = {**plan.clean, **plan.defences}[variant]
+    overrides = {**plan.clean, **plan.defences}.get(variant, [])
     start = [f"start_from={plan.run('clean', seed)}"] if variant in plan.defences else []
     if not (run / "model/model.safetensors").exists():
-        call(log, "train.py", plan.config, f"name={run.name}", f"seed={seed}", *start, *overrides)
+        if variant in plan.shares:
+            shrink(plan.run("clean", seed), run, plan.shares[variant])
+        else:
+            own = [f"name={run.name}", f"seed={seed}", *start, *overrides]
+            call(log, "train.py", plan.config, *plan.overrides, *own)
     uatmc = ["-c", "from uatmc_dist.cli import main; main()"]
     if _read(run, "evaluation").get("split") != plan.split:
         call(log, *uatmc, "evaluate", run, "--split", plan.split)
@@ -79,6 +97,20 @@ def make(plan: Plan, variant: str, seed: int) -> None:
         call(log, *uatmc, "attack", run, *plan.attack)
     if plan.certify and not (run / "certificate.json").exists():
         call(log, *uatmc, "certify", run)
+
+
+def shrink(clean: Path, run: Path, share: float) -> None:
+    """A copy of a trained run whose users weigh content by `share` of what they did."""
+    file = ModelFile(clean)
+    tables = {name: file.rows(name, 0, file.num_rows(name)) for name in table_names(file.config.model.user)}
+    for name, rows in tables.items():
+        if name != "item":
+            rows[:, file.config.model.embedding_dim :] *= share
+    dense = {f"dense.{name}": weight for name, weight in file.dense_weights().items()}
+    (run / "model").mkdir(parents=True, exist_ok=True)
+    for folder in (run, run / "model"):
+        (folder / "config.yaml").write_text(dump_config(file.config.model_copy(update={"name": run.name})))
+    write_safetensors(run / "model/model.safetensors", {**tables, **dense})
 
 
 def _read(run: Path, name: str) -> dict[str, Any]:
@@ -110,7 +142,7 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
 class Results:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.variants = [*plan.clean, *plan.defences]
+        self.variants = plan.variants
         self._found = {v: [figures(plan, v, seed) for seed in plan.seeds] for v in self.variants}
         self.attacked = [v for v in self.variants if "before" in self._found[v][0]]
         reports = [_read(plan.run(v, plan.seeds[0]), "attack") for v in self.attacked]
@@ -211,7 +243,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
-    stages = [["clean"], [v for v in (*plan.clean, *plan.defences) if v != "clean"]]
+    stages = [["clean"], [v for v in plan.variants if v != "clean"]]
     for variants in stages:
         jobs = [(variant, seed) for variant in variants for seed in plan.seeds]
         with ThreadPoolExecutor(arguments.jobs) as pool:

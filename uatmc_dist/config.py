@@ -109,6 +109,9 @@ class TrainingConfig(Section):
     """softmax: in training an item's scores are raised by this times the log of (1 + its training interactions), so
     that the model itself has to say less of popularity and ranks rare items higher (logit adjustment, arXiv
     2007.07314)."""
+    popularity_correction_cap: Positive | None = None
+    """Interactions from which on items count as equally popular in the correction: rarer ones alone are ranked
+    higher. null: no cap."""
     exclude_known_positives: bool = False
     """full_catalog and softmax: leave a user's other training items out of the negatives."""
 

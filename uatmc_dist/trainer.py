@@ -25,7 +25,7 @@ from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
-from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled, Softmax
+from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled, Softmax, popularity_offset
 from uatmc_dist.models.projectors import build_content_model
 from uatmc_dist.models.regularisers import contrastive, embedding_size
 from uatmc_dist.models.trained import ModelFile, save_model
@@ -246,10 +246,7 @@ class Trainer:
         elif self.phase.objective == "full_catalog":
             self.objective = FullCatalog(*all_items)
         else:
-            offset_N = None
-            if training.popularity_correction:
-                offset_N = training.popularity_correction * torch.log1p(self.known.counts_of_items().float())
-            self.objective = Softmax(*all_items, offset_N)
+            self.objective = Softmax(*all_items, popularity_offset(training, self.known))
         in_adversarial = position.phase == "adversarial"
         self.adversary = adversary(adversarial, self.catalog.num_items, self.config.seed) if in_adversarial else None
         self.is_certified = in_adversarial and adversarial.adversary == "certified"

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from uatmc_dist.config import TrainingConfig
 from uatmc_dist.data.batches import KnownPositives, Sampler
+from uatmc_dist.models.objectives import popularity_offset
 
 
 def sampler(seed=0, batch_size=64):
@@ -60,3 +62,13 @@ def test_known_positives_of_a_block():
     for row, user in enumerate(users_B.tolist()):
         ours = (columns[offsets[row] : offsets[row + 1]] + 10).tolist()
         assert ours == sorted(item for owner, item in truth if owner == user and 10 <= item < 20)
+
+
+def test_logit_adjustment_raises_rare_items_alone_where_it_is_capped():
+    known = KnownPositives(np.array([0, 1, 2, 0]), np.array([0, 0, 0, 2]), 3, 4)
+    training = TrainingConfig(popularity_correction=2)
+    counts_N = torch.tensor([3.0, 0, 1, 0])
+    assert popularity_offset(TrainingConfig(), known) is None
+    torch.testing.assert_close(popularity_offset(training, known), 2 * counts_N.log1p())
+    capped = training.model_copy(update={"popularity_correction_cap": 1})
+    torch.testing.assert_close(popularity_offset(capped, known), 2 * counts_N.clamp(max=1).log1p())

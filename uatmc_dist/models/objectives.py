@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from uatmc_dist.config import TrainingConfig
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.parallel.item_parallel import (
     ActiveRows,
@@ -224,6 +225,16 @@ class Softmax(_AllItems):
         pull_B = positive_share_B * (positive_change_B - mean_B)
         hvp_nd.index_add_(0, index, pull_B[mine, None] * content_Bd[mine])
         return hvp_nd.div_(len(batch))
+
+
+def popularity_offset(training: TrainingConfig, known: KnownPositives) -> torch.Tensor | None:
+    """Logit adjustment [N] of every item in the softmax, from its training interactions; None without one."""
+    if not training.popularity_correction:
+        return None
+    counts_N = known.counts_of_items()
+    if training.popularity_correction_cap is not None:
+        counts_N = counts_N.clamp(max=training.popularity_correction_cap)
+    return training.popularity_correction * torch.log1p(counts_N.float())
 
 
 class Sampled:

@@ -1,0 +1,46 @@
+"""benchmarks/defences.py: the plans that are committed, and the defence that costs no training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.defences import Plan, shrink
+from conftest import ROOT
+from uatmc_dist.config import load_config
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.models.files import write_safetensors
+from uatmc_dist.models.trained import TrainedModel, table_names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/defences").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_variant_of_a_plan_is_a_configuration(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = Plan.read(path)
+    for variant, overrides in {**plan.clean, **plan.defences}.items():
+        load_config(Path(plan.config), [*plan.overrides, f"name={variant}", *overrides])
+    assert "clean" in plan.clean
+    assert load_config(Path(plan.config), plan.attack)
+
+
+@pytest.mark.parametrize("user", ["row", "history"])
+def test_a_shrunk_model_weighs_content_by_its_share(user, write_config, tiny_catalog, tmp_path):
+    catalog, config = Catalog(tiny_catalog), load_config(write_config(model={"user": user}))
+    clean = TrainedModel.initial(config, catalog)
+    users_table = {"row": clean.users_UK, "history": clean.history_NK}[user]
+    tables = dict(zip(table_names(user), (users_table, clean.identity_Nd), strict=True))
+    (tmp_path / "clean/model").mkdir(parents=True)
+    (tmp_path / "clean/model/config.yaml").write_text(write_config(model={"user": user}).read_text())
+    dense = {f"dense.{name}": weight for name, weight in clean.dense.state_dict().items()}
+    write_safetensors(tmp_path / "clean/model/model.safetensors", {**tables, **dense})
+
+    shrink(tmp_path / "clean", tmp_path / "shrunk", 0.25)
+
+    shrunk, dim = TrainedModel.load(tmp_path / "shrunk", catalog), config.model.embedding_dim
+    scores = [model.users_UK[:, part] @ model.items()[:, part].T for model in (clean, shrunk) for part in _halves(dim)]
+    torch.testing.assert_close(scores[2], scores[0])
+    torch.testing.assert_close(scores[3], 0.25 * scores[1])
+
+
+def _halves(dim: int) -> tuple[slice, slice]:
+    return slice(0, dim), slice(dim, None)
