@@ -11,11 +11,11 @@ _FIRST_REAL = NOTHING + 2**32
 """Empty slots of a ranking hold less than this; no score that is a number does."""
 
 
-def keys_of(scores_BT: torch.Tensor, first_item: int) -> torch.Tensor:
+def keys_of(scores_BT: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """`items`: which ones the columns are, [T] or [B, T]."""
     bits = (scores_BT.float() + 0.0).view(torch.int32)  # + 0.0: no negative zero
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    items_T = torch.arange(first_item, first_item + scores_BT.shape[1], device=scores_BT.device)
-    return (ordered.to(torch.int64) << 32) | (_LOW_32 - items_T)
+    return (ordered.to(torch.int64) << 32) | (_LOW_32 - items)
 
 
 def scores_and_items(keys_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

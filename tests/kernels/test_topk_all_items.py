@@ -1,5 +1,7 @@
 """topk_all_items: streaming against one stable sort, with ties, exclusions and short catalogs."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +39,24 @@ def test_tiles_equal_one_stable_sort(num_users, num_items, k, integer_scores, se
     rounding = 0 if integer_scores else 1e-14
     torch.testing.assert_close(scores, true_scores, rtol=rounding, atol=rounding)
     assert torch.equal(ids, true_ids)
+
+
+@pytest.mark.parametrize("integer_scores", [False, True])
+def test_many_tiles_equal_one_stable_sort(monkeypatch, integer_scores):
+    monkeypatch.setattr(importlib.import_module("uatmc_kernels.tiled.topk_all_items"), "_WIDE_TILE_BYTES", 8 * 30 * 64)  # 64 items
+    for k in (3, 50, 63, 64, 65):
+        (scores, ids), (true_scores, true_ids) = rankings(30, 500, k, integer_scores, k, "tiled", torch.float64)
+        torch.testing.assert_close(scores, true_scores, rtol=1e-14, atol=1e-14)
+        assert torch.equal(ids, true_ids)
+
+
+def test_an_infinite_score_is_best_and_what_is_left_out_never_shows():
+    users = torch.ones(2, 1)
+    items = torch.tensor([1.0, -3.0, 2.0, torch.inf, -3.0, 0.5])[:, None]
+    seen = torch.tensor([0, 2, 2]), torch.tensor([0, 3])
+    found = [topk_all_items(users, items, 5, seen=seen, implementation=name) for name in ("tiled", "reference")]
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1].tolist() == [[2, 5, 1, 4, -1], [3, 2, 0, 5, 1]]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
