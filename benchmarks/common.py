@@ -5,11 +5,14 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
+import urllib.parse
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,6 +121,24 @@ def with_interval(values: list[float], form: str) -> str:
         return mean
     half = _T_975[len(values) - 2] * np.std(values, ddof=1) / len(values) ** 0.5
     return f"{mean} ± {half:{form.removeprefix('+')}}"
+
+
+def write_picture(figure: Any, path: Path, width: int = 800, height: int = 480) -> Path:
+    """SVG of a plotly figure, drawn by the chromium that is there."""
+    from playwright.sync_api import sync_playwright
+    from plotly.offline import get_plotlyjs
+
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        raise SystemExit(f"{path}: no chromium on this machine to draw it; install chromium")
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        page.add_script_tag(content=get_plotlyjs())
+        options = f"{{format: 'svg', width: {width}, height: {height}}}"
+        url = page.evaluate(f"Plotly.toImage({figure.to_json()}, {options})")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(urllib.parse.unquote(url.split(",", 1)[1]), encoding="utf-8")
+    return path
 
 
 def replace_block(document: Path, name: str, text: str) -> None:
