@@ -1,6 +1,6 @@
 """PGD(10) on 100 targets at four radii: all targets at once, and one by one with full score matrices.
 
-python -m benchmarks.attack runs/hm-fashion-clean-s0
+python -m benchmarks.attack runs/vbpr-hm-fashion-clean-s0
 
 One by one, as evaluation code for small catalogs does it: for each step the whole catalog with the moved item is scored
 for all anchors and differentiated. That is timed on a few targets and multiplied.

@@ -1,7 +1,7 @@
 """How much the gradient of the cosine weighs against that of the loss, step by step: |HVP(omega)| / |g| by item,
 at lambda = 1, and how far lambda = 4 (or --weight) turns the direction of the step.
 
-python -m benchmarks.coordination configs/hm-fashion.yaml runs/hm-fashion-clean-s0
+python -m benchmarks.coordination configs/vbpr-hm-fashion.yaml runs/vbpr-hm-fashion-clean-s0
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """bf16 score passes against float32 ones, on one rank: the full-catalog loss of the same weights in both formats, step
 by step, and how far apart two trainings drift that differ in nothing else.
 
-python -m benchmarks.precision configs/hm-fashion.yaml [option=value ...]
+python -m benchmarks.precision configs/vbpr-hm-fashion.yaml [option=value ...]
 """
 
 import argparse

@@ -82,7 +82,7 @@ done
 [ -z "$gpus" ] || [ -z "$ranks" ] || fail "--ranks-per-node: with --gpus-per-node there is one rank a GPU; leave it out"
 config=$1
 shift
-[ -f "$config" ] || fail "$config: no such file; give a YAML configuration, for example configs/hm-fashion.yaml"
+[ -f "$config" ] || fail "$config: no such file; give a YAML configuration, for example configs/default.yaml"
 config=$(realpath "$config")
 job_name=$(basename "$config" .yaml)
 for override in "$@"; do

@@ -55,6 +55,6 @@ def test_real_data_are_imported_trained_and_attacked(tmp_path):
     output = run_uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm").stdout
     assert "9,925 users, 4,006 items, 53,759 train, 10,132 valid, 10,473 test" in output
     short = ("clean.epochs=2", "adversarial.epochs=1", f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
-    torchrun(2, "train.py", "configs/hm-fashion.yaml", "name=run", *short)
+    torchrun(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
     run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]")

@@ -43,7 +43,8 @@ def test_tiles_equal_one_stable_sort(num_users, num_items, k, integer_scores, se
 
 @pytest.mark.parametrize("integer_scores", [False, True])
 def test_many_tiles_equal_one_stable_sort(monkeypatch, integer_scores):
-    monkeypatch.setattr(importlib.import_module("uatmc_kernels.tiled.topk_all_items"), "_WIDE_TILE_BYTES", 8 * 30 * 64)  # 64 items
+    module = importlib.import_module("uatmc_kernels.tiled.topk_all_items")
+    monkeypatch.setattr(module, "_WIDE_TILE_BYTES", 8 * 30 * 64)  # 64 items
     for k in (3, 50, 63, 64, 65):
         (scores, ids), (true_scores, true_ids) = rankings(30, 500, k, integer_scores, k, "tiled", torch.float64)
         torch.testing.assert_close(scores, true_scores, rtol=1e-14, atol=1e-14)

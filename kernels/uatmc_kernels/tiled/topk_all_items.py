@@ -7,7 +7,7 @@ from uatmc_kernels._ranking_keys import NOTHING, keys_of, scores_and_items
 from uatmc_kernels.tiled._tiles import entry_bounds
 
 _WIDE_TILE_BYTES = 64 << 20
-"""Of float64 scores: a selection costs more by the tile than by the item, so tiles are wider than those of other passes."""
+"""Of float64 scores. Selecting costs more by the tile than by the item: tiles are wider than those of other passes."""
 
 
 def topk_all_items(
