@@ -5,7 +5,7 @@
 so that neither drowns; a negative weight turns the gradients apart. An experiment (docs/log.md): it was not taken
 into the trainer.
 
-python -m benchmarks.relative_coordination 0.5 configs/vbpr-hm-fashion.yaml name=... start_from=... adversarial.epochs=10
+python -m benchmarks.relative_coordination 0.5 configs/vbpr-hm-fashion.yaml name=... start_from=... [option=value ...]
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Beside MMRec's VBPR and EASE on the same files, one process and one thread each, one after the other.
+"""Beside MMRec's VBPR, iALS and EASE on the same files, one process and one thread each, one after the other.
 
 python -m benchmarks.peers data/hmfashion --mmrec ../MMRec --epochs 60 --write docs/benchmarks.md
 
 --mmrec is a clone that knows the data set by the name of the catalog (docs/benchmarks.md); none of its code is here.
-What is measured is kept in runs/peers and not measured again. Prints seconds of a training epoch, of the full ranking
+iALS (weighted squares) is the one of the package `implicit`. Trained runs are kept in runs/peers and not trained again. Prints seconds of a training epoch, of the full ranking
 of the validation users, and until the validation Recall@20 of EASE is reached, and draws validation Recall@20 against
 seconds of training and ranking to docs/pictures/CATALOG-recall-over-time.svg.
 """
@@ -18,7 +18,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, replace_block, write_picture
@@ -26,8 +28,9 @@ from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.baselines import Ease
 from uatmc_dist.evaluation.comparison import LAMBDAS
-from uatmc_dist.evaluation.ranking import rank_lists, rank_model
+from uatmc_dist.evaluation.ranking import rank_lists, rank_model, rank_split
 from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.runs import RunFolder
 
 RUNS = Path("runs/peers")
@@ -41,6 +44,10 @@ SAME_ARCHITECTURE = [
     "training.popularity_correction=0",
 ]
 """VBPR as MMRec has it: rows of users, linear projectors, one sampled negative, no InfoNCE."""
+
+
+IALS = ((1, 10), (10, 10), (10, 40), (50, 40))
+"""(regularisation, alpha) of implicit's AlternatingLeastSquares."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,35 @@ def ease(catalog: Catalog) -> Measured:
     return Measured("EASE, three λ", train_s, ranking_s, [valid], rank(model.fitted(weight), "test"))
 
 
+def weighted_squares(catalog: Catalog) -> Measured:
+    """iALS (Hu, Koren, Volinsky 2008); regularisation and confidence by the validation split."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from implicit.als import AlternatingLeastSquares
+    from scipy.sparse import csr_matrix
+
+    users, items = catalog.split("train")
+    matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), (catalog.num_users, catalog.num_items))
+    known, block = KnownPositives.of_training(catalog), ItemBlock(catalog.num_items, 0, 1)
+
+    def ranked(model: Any, split: str) -> float:
+        factors = [torch.from_numpy(rows) for rows in (model.user_factors, model.item_factors)]
+        rows_of, pairs = lambda users_B: factors[0][users_B], catalog.split(split)
+        return rank_split(rows_of, factors[1], block, known, pairs, catalog.num_users, 1024)["recall@20"]
+
+    since, ranking_s, found = time.perf_counter(), 0.0, []
+    for regularisation, alpha in IALS:
+        model = AlternatingLeastSquares(
+            factors=128, regularization=regularisation, alpha=alpha, iterations=15, num_threads=1, random_state=0
+        )
+        model.fit(matrix, show_progress=False)
+        start = time.perf_counter()
+        found.append((ranked(model, "valid"), model))
+        ranking_s = time.perf_counter() - start
+    train_s = time.perf_counter() - since - ranking_s
+    valid, model = max(found, key=lambda one: one[0])
+    return Measured(f"iALS, {len(IALS)} settings", train_s, ranking_s, [valid], ranked(model, "test"))
+
+
 def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -158,6 +194,7 @@ def main() -> None:
         ours("VBPR, equal architecture", catalog, SAME_ARCHITECTURE),
         mmrec(catalog, arguments.mmrec, arguments.epochs),
         ours("default.yaml", catalog, []),
+        weighted_squares(catalog),
         ease(catalog),
     ]
     text = table(found)
