@@ -3,9 +3,10 @@
 python -m benchmarks.peers data/hmfashion --mmrec ../MMRec --epochs 60 --write docs/benchmarks.md
 
 --mmrec is a clone that knows the data set by the name of the catalog (docs/benchmarks.md); none of its code is here.
-iALS (weighted squares) is the one of the package `implicit`. Trained runs are kept in runs/peers and not trained again. Prints seconds of a training epoch, of the full ranking
-of the validation users, and until the validation Recall@20 of EASE is reached, and draws validation Recall@20 against
-seconds of training and ranking to docs/pictures/CATALOG-recall-over-time.svg.
+iALS (weighted squares) is the one of the package `implicit`. Trained runs are kept in runs/peers and not trained again.
+Prints seconds of a training epoch, of the full ranking of the validation users, and until the validation Recall@20 of
+EASE is reached, and draws validation Recall@20 against seconds of training and ranking to
+docs/pictures/CATALOG-recall-over-time.svg.
 """
 
 import argparse
