@@ -8,8 +8,10 @@ STUDY/plots/*.html    history, importances, learning curves; of two objectives t
 """
 
 import csv
+import ctypes
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ ATTACK_SEEDS = (101, 102)
 """Targets and anchors that choices are made on; the protocol's are 1 to 10."""
 _HEARTBEAT_S, _GRACE_S = 5, 20
 _POLL_S = 0.5
+_PR_SET_PDEATHSIG = 1
 
 
 class Range(BaseModel):
@@ -199,7 +202,8 @@ class Tuning:
         run.parent.mkdir(parents=True, exist_ok=True)
         log = run.with_suffix(".log")
         with log.open("w", encoding="utf-8") as file:
-            training = subprocess.Popen(self._command(overrides), stdout=file, stderr=subprocess.STDOUT)
+            command = self._command(overrides)
+            training = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
             try:
                 while training.poll() is None:
                     time.sleep(_POLL_S)
@@ -284,6 +288,13 @@ class Tuning:
                 "slices": pictures.plot_slice(study, target_name=self.objectives[0]),
             }
         return figures
+
+
+def _end_with_parent() -> None:
+    """Linux: SIGTERM when the process that started this one is gone, kills included. A trial that went on alone would
+    write into the run that its successor goes on with."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _num_done(study: "optuna.Study") -> int:

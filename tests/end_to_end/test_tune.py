@@ -1,12 +1,11 @@
 """`uatmc tune`: killed and resumed, several processes on one study, pruning, two objectives, what it refuses."""
 
 import csv
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -33,12 +32,14 @@ def test_a_study_is_killed_and_goes_on(write_config, tmp_path, space):
     config = write_config(clean={"objective": "full_catalog", "epochs": 3})
     study = tmp_path / "study"
     arguments = [*map(str, ("tune", config, "--trials", 4, "--space", space, "--study", study))]
-    process = subprocess.Popen([*UATMC, *arguments], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen([*UATMC, *arguments], cwd=ROOT, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(study.glob("trials/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
+    training = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
+    assert not psutil.wait_procs(training, timeout=60)[1], "a trial goes on without its study"
     done = run_uatmc(*arguments)
     assert "4/4 trials" in done.stdout and "ETA" in done.stdout
     trials = trials_of(study)
