@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     # Triton interprets its kernels on the CPU then. Read when Triton is first imported, which other packages do too.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from tests import nursery
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize
 
@@ -70,10 +71,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
-def torchrun(ranks: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
-    """Runs a script of this repository on gloo ranks; returns what it printed. One rank needs no launcher."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    command = [sys.executable, *(launcher if ranks > 1 else ()), *map(str, arguments)]
+def on_ranks(number: int, script: str | Path, *arguments: str | Path, timeout: int = 300) -> str:
+    """Runs a script of this repository on so many gloo ranks; returns what they printed."""
+    given = [str(script), *map(str, arguments)]
+    status, printed = nursery.run(number, given, ROOT, environment(), timeout)
+    assert status == 0, printed
+    return printed
+
+
+def torchrun(number: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
+    """The same under torchrun itself, from nothing."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", *options]
+    command = [sys.executable, *launcher, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import torchrun
+from conftest import on_ranks
 from tests.distributed.test_resume import losses
 from uatmc_dist.data.catalog import CatalogWriter, Interactions
 
@@ -41,7 +41,7 @@ def test_ranks_without_rows(write_config, tmp_path, few, user):
             adversarial={"epochs": 3, "objective": "full_catalog"},
             checkpoint={"every_steps": 4},
         )
-        torchrun(ranks, "train.py", config)
+        on_ranks(ranks, "train.py", config)
         run = tmp_path / "runs" / f"few-{ranks}"
         seen[ranks] = losses(run)
         traffic = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -23,7 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import ROOT, torchrun, train
+from conftest import ROOT, on_ranks, torchrun, train
 from tests.distributed.kills import MOMENTS
 from tests.distributed.test_resume import losses, start, wait_for_lines, workers
 
@@ -56,7 +56,7 @@ def undisturbed(config_of):
     @functools.cache
     def trained(ranks: int) -> Path:
         config = config_of(f"undisturbed-{ranks}")
-        torchrun(ranks, "train.py", config)
+        on_ranks(ranks, "train.py", config)
         return config.parent / "runs/tiny"
 
     return trained

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, UATMC, torchrun
+from conftest import ROOT, UATMC, on_ranks
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
 
@@ -26,7 +26,7 @@ def finished(tmp_path_factory, tiny_catalog):
         "clean: {epochs: 6, objective: full_catalog, patience: 2}\n"
         "adversarial: {epochs: 2}\nattack: {num_targets: 10, seeds: [1, 2], k: 20}\n"
     )
-    torchrun(2, "train.py", config)
+    on_ranks(2, "train.py", config)
     run = folder / "both"
     for command in ("evaluate", "attack"):
         done = subprocess.run([*UATMC, command, run], cwd=ROOT)
@@ -63,16 +63,16 @@ def test_evaluation_is_equal_on_any_number_of_ranks(finished, tiny_catalog, tmp_
     one = json.loads((finished / "evaluation.json").read_text())
     for ranks in (2, 4):
         out = tmp_path / f"{ranks}"
-        torchrun(ranks, Path(__file__).parent / "ranking.py", finished, tiny_catalog, out)
+        on_ranks(ranks, Path(__file__).parent / "ranking.py", finished, tiny_catalog, out)
         for rank in range(ranks):
             ranked = json.loads(Path(f"{out}.{rank}").read_text())
             assert {name: one[name] for name in ranked} == ranked
 
 
 def test_the_adversarial_phase_from_a_clean_run_freezes_the_projectors(write_config, tmp_path):
-    torchrun(1, "train.py", write_config(name="clean", clean={"epochs": 2}))
+    on_ranks(1, "train.py", write_config(name="clean", clean={"epochs": 2}))
     config = write_config(name="defended", start_from=str(tmp_path / "runs/clean"), adversarial={"epochs": 1})
-    torchrun(1, "train.py", config)
+    on_ranks(1, "train.py", config)
     clean, defended = (load_file(tmp_path / f"runs/{name}/model/model.safetensors") for name in ("clean", "defended"))
     assert clean.keys() == defended.keys()
     for name, weight in clean.items():
@@ -109,7 +109,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
 
 
 def test_learning_rates_follow_the_schedule(write_config, tmp_path):
-    torchrun(1, "train.py", write_config(training={"lr_schedule": "linear", "warmup_steps": 4}))
+    on_ranks(1, "train.py", write_config(training={"lr_schedule": "linear", "warmup_steps": 4}))
     lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line)["lr"] for line in lines if "lr" in json.loads(line)]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ONE_USER, torchrun
+from conftest import ONE_USER, on_ranks
 from tests.distributed.scenarios import SCENARIOS
 
 SCRIPT = Path(__file__).parent / "scenarios.py"
@@ -24,7 +24,7 @@ def seen(tmp_path_factory, tiny_catalog):
     results = {}
     for ranks in (1, 2, 4):
         out = folder / f"{ranks}.json"
-        torchrun(ranks, SCRIPT, config, out, timeout=900)
+        on_ranks(ranks, SCRIPT, config, out, timeout=900)
         results[ranks] = json.loads(out.read_text())
     return results
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import TINY, torchrun
+from conftest import TINY, on_ranks
 from tests.distributed.reshard import SCENARIOS
 
 SCRIPT = Path(__file__).parent / "reshard.py"
@@ -20,7 +20,7 @@ def seen(tmp_path_factory, tiny_catalog):
     (folder / "base.yaml").write_text(yaml.safe_dump(values))
     for mode in ("save", "resume"):
         for ranks in SIZES:
-            torchrun(ranks, SCRIPT, mode, folder)
+            on_ranks(ranks, SCRIPT, mode, folder)
     return {
         (mode, ranks): json.loads((folder / f"{mode}-{ranks}.json").read_text())
         for mode in ("save", "resume")

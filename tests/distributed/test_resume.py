@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import ONE_USER, ROOT, environment, torchrun, train
+from conftest import ONE_USER, ROOT, environment, on_ranks, train
 
 LONG = {"epochs": 4, "patience": 3, "objective": "full_catalog"}
 SECTIONS = {"clean": LONG, "adversarial": {"epochs": 6}, "checkpoint": {"every_steps": 4}}
@@ -61,7 +61,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
 @pytest.fixture
 def undisturbed(write_config, tmp_path):
     config = write_config(name="undisturbed", **SECTIONS)
-    torchrun(2, "train.py", config)
+    on_ranks(2, "train.py", config)
     return losses(tmp_path / "runs/undisturbed")
 
 
@@ -77,7 +77,7 @@ def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, t
         output, _ = process.communicate(timeout=120)
         assert process.returncode != 0 and "the same command goes on" in output, output
         assert not (run / "model/model.safetensors").exists()
-    output = torchrun(4, "train.py", config)
+    output = on_ranks(4, "train.py", config)
     assert "going on from" in output
     assert_same_but_for_rounding(losses(run), undisturbed)
 

@@ -6,7 +6,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import run_uatmc, torchrun
+from conftest import on_ranks, run_uatmc
 
 PLAIN = """
 import sys
@@ -33,7 +33,7 @@ print(len(theirs), "users agree")
 def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, content, user):
     adversarial = {"epochs": 1 if content else 0}
     config = write_config(model={"content": content, "user": user}, adversarial=adversarial)
-    torchrun(2, "train.py", config)
+    on_ranks(2, "train.py", config)
     run, lists = tmp_path / "runs/tiny", tmp_path / "lists.parquet"
     run_uatmc("evaluate", run, "--lists", lists)
     output = run_uatmc("export", run).stdout

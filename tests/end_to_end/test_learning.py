@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, run_uatmc, torchrun
+from conftest import ROOT, on_ranks, run_uatmc, torchrun
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.evaluation.promotion import find_result
 
@@ -26,7 +26,7 @@ def quickstart(tmp_path_factory) -> Path:
 
 
 def train(folder: Path, name: str, *overrides: str) -> dict[str, float]:
-    torchrun(2, "train.py", folder / "quickstart.yaml", f"name={name}", *overrides)
+    on_ranks(2, "train.py", folder / "quickstart.yaml", f"name={name}", *overrides)
     run_uatmc("evaluate", folder / name)
     return json.loads((folder / name / "evaluation.json").read_text())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conftest import run_uatmc, torchrun
+from conftest import on_ranks, run_uatmc
 from uatmc_dist.cli import app
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import promotion
@@ -36,7 +36,7 @@ def runs(tmp_path_factory, tiny_catalog, tiny_values) -> list[Path]:
         "defended": phase_2,
         "bare": [*phase_2, "adversarial.adversary=noise"],
     }.items():
-        torchrun(1, "train.py", folder / "tiny.yaml", f"name={name}", *overrides)
+        on_ranks(1, "train.py", folder / "tiny.yaml", f"name={name}", *overrides)
     for name in ("clean", "defended"):
         for command in ("evaluate", "attack", "certify", "mismatch"):
             run_uatmc(command, folder / name)

@@ -1,0 +1,77 @@
+"""Ranks that start at once: they are forked from a process that has imported torch, TorchRec and the trainer already.
+
+Each of these imports takes some five seconds of a core, and the tests start a hundred ranks. What a user's start adds,
+torchrun among it, is tested where the tests start that.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["uatmc_dist.trainer", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"])
+
+
+def run(ranks: int, arguments: list[str], folder: Path, environment: dict[str, str], timeout: float) -> tuple[int, str]:
+    """(the first exit status that is not 0, what all ranks printed) of a script. As under torchrun, a rank that fails
+    ends the others."""
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} for rank in range(ranks)]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "LOCAL_WORLD_SIZE": str(ranks)}
+    with tempfile.TemporaryDirectory() as prints:
+        outputs = [Path(prints) / str(rank) for rank in range(ranks)]
+        processes = []
+        for place, output in zip(places, outputs, strict=True):
+            variables = {**environment, **meeting, **place} if ranks > 1 else environment
+            processes.append(_FORKS.Process(target=_rank, args=(arguments, folder, variables, output)))
+        for process in processes:
+            _start(process)
+        deadline, status = time.monotonic() + timeout, 0
+        while any(process.exitcode is None for process in processes):
+            failed = [process.exitcode for process in processes if process.exitcode]
+            if (failed or time.monotonic() > deadline) and not status:
+                status = failed[0] if failed else -1
+                for process in processes:
+                    process.terminate()
+                deadline = time.monotonic() + 30
+            elif status and time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
+            time.sleep(0.02)
+        status = status or next((process.exitcode for process in processes if process.exitcode), 0)
+        return status, "".join(output.read_text(encoding="utf-8", errors="replace") for output in outputs)
+
+
+def _start(process: multiprocessing.Process) -> None:
+    """One thread: the server reads this when it starts, and its torch when that is imported."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        process.start()
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
