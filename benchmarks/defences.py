@@ -133,7 +133,7 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
         if result["attack"] == STRONGEST:
             found[f"{key} bound"] = result["certified_hit@50"]
     if attack:
-        found["checks failed"] = sum(not check["passed"] for check in attack["checks"])
+        found["checks failed"] = sum(check["passed"] is False for check in attack["checks"])  # None: not made
     for entry in _read(run, "certificate").get("results", []):
         found[f"certified {entry['norm']} {entry['budget']} {entry['epsilon']:g}"] = entry["certified_hit@50"]
     return found
