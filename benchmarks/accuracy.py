@@ -8,7 +8,6 @@ t), writes every figure to benchmarks/results/accuracy.csv, and with --write put
 `<!-- accuracy -->` and `<!-- end -->` of a Markdown file.
 """
 
-import argparse
 import csv
 import json
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, replace_block, with_interval
+from benchmarks.common import RESULTS, document_parser, markdown_table, replace_block, with_interval
 from uatmc_dist.evaluation.comparison import TITLES
 from uatmc_dist.runs import RunFolder
 
@@ -67,24 +66,20 @@ def call(*command: str) -> None:
 
 
 def table(found: dict[str, list[dict[str, Any]]], epochs: dict[str, str], baselines: dict[str, Any]) -> str:
-    head = ["", *FIGURES, "epoch kept, of"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-
-    def row(name: str, values: list[dict[str, Any]], epoch: str) -> str:
+    def row(name: str, values: list[dict[str, Any]], epoch: str) -> list[str]:
         cells = [
             with_interval([each[key] for each in values if each[key] is not None], ".4f") for key in FIGURES.values()
         ]
-        return "| " + " | ".join([name, *cells, epoch]) + " |"
+        return [name, *cells, epoch]
 
-    lines += [row(variant, values, epochs[variant]) for variant, values in found.items()]
-    lines += [row(TITLES[name], [values], "") for name, values in baselines.items() if name != "bpr_mf"]
-    return "\n".join(lines)
+    rows = [row(variant, values, epochs[variant]) for variant, values in found.items()]
+    rows += [row(TITLES[name], [values], "") for name, values in baselines.items() if name != "bpr_mf"]
+    return markdown_table(["", *FIGURES, "epoch kept, of"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = document_parser(__doc__)
     parser.add_argument("catalogs", type=Path, nargs="+")
-    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
     parts, rows = [], []

@@ -1,5 +1,6 @@
 """Timing, peak memory, and the one CSV that every benchmark appends to."""
 
+import argparse
 import csv
 import ctypes
 import json
@@ -9,7 +10,7 @@ import shutil
 import statistics
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,17 @@ def with_interval(values: list[float], form: str) -> str:
     return f"{mean} ± {half:{form.removeprefix('+')}}"
 
 
+def chromium() -> str | None:
+    """The browser of this machine, where it has one."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 def write_picture(figure: Any, path: Path, width: int = 800, height: int = 480) -> Path:
     """SVG of a plotly figure, drawn by the chromium that is there."""
     from playwright.sync_api import sync_playwright
     from plotly.offline import get_plotlyjs
 
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = chromium()
     if browser is None:
         raise SystemExit(f"{path}: no chromium on this machine to draw it; install chromium")
     with sync_playwright() as playwright:
@@ -139,6 +145,23 @@ def write_picture(figure: Any, path: Path, width: int = 800, height: int = 480) 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(urllib.parse.unquote(url.split(",", 1)[1]), encoding="utf-8")
     return path
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a process that computes on one core."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def document_parser(description: str | None) -> argparse.ArgumentParser:
+    """Of a benchmark whose tables stand in a document."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
+    return parser
+
+
+def markdown_table(head: list[str], rows: Iterable[list[str]]) -> str:
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in (head, *rows))
+    return "\n".join([first, "|" + " --- |" * len(head), *others])
 
 
 def replace_block(document: Path, name: str, text: str) -> None:

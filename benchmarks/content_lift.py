@@ -6,14 +6,12 @@ Takes the runs of benchmarks.accuracy. Of the relevant items of a kind (by train
 length of the user's history), the share that is among the user's first 20; means with 95 % intervals over the seeds.
 """
 
-import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.accuracy import Run
-from benchmarks.common import replace_block, with_interval
+from benchmarks.common import document_parser, markdown_table, replace_block, with_interval
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.ranking import RankedUsers, rank_model
@@ -34,7 +32,7 @@ class Found:
     def __init__(self, run: Path, catalog: Catalog) -> None:
         self._lists = torch.full((catalog.num_users, 20), -1)
         rank_model(TrainedModel.load(run, catalog), catalog, "test", 1024, on_ranked=self._keep)
-        users, items = (torch.from_numpy(np.asarray(ids)).long() for ids in catalog.split("test"))
+        users, items = map(torch.from_numpy, catalog.split("test"))
         self.hits = (self._lists[users] == items[:, None]).any(1)
 
     def _keep(self, ranked: RankedUsers) -> None:
@@ -44,14 +42,14 @@ class Found:
 def counted(catalog: Catalog) -> dict[str, torch.Tensor]:
     """Training interactions of the item and of the user of each relevant item."""
     known = KnownPositives.of_training(catalog)
-    users, items = (torch.from_numpy(np.asarray(ids)).long() for ids in catalog.split("test"))
+    users, items = map(torch.from_numpy, catalog.split("test"))
     return {"items with": known.counts_of_items()[items], "users with": known.num_items_of(users)}
 
 
 def table(path: Path) -> str:
     catalog = Catalog(path)
     hits = {name: [Found(Run(path, name, seed).path, catalog).hits for seed in SEEDS] for name in VARIANTS}
-    lines = ["| " + " | ".join(["", "relevant", *VARIANTS, "difference"]) + " |", "| --- " * 5 + "|"]
+    rows = []
     for what, counts in counted(catalog).items():
         for low, high in BUCKETS[what]:
             chosen = (counts >= low) & (counts < (high or 1 << 62))
@@ -61,14 +59,13 @@ def table(path: Path) -> str:
             lift = [a - b for a, b in zip(*shares.values(), strict=True)]
             title = f"{what} {low} to {high - 1}" if high else f"{what} {low} or more"
             cells = [title, f"{chosen.double().mean():.3f}", *(with_interval(s, ".4f") for s in shares.values())]
-            lines.append("| " + " | ".join([*cells, with_interval(lift, "+.4f")]) + " |")
-    return "\n".join(lines)
+            rows.append([*cells, with_interval(lift, "+.4f")])
+    return markdown_table(["", "relevant", *VARIANTS, "difference"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = document_parser(__doc__)
     parser.add_argument("catalogs", type=Path, nargs="+")
-    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
     text = "\n\n".join(f"{path.name}:\n\n{table(path)}" for path in arguments.catalogs)
     print(text)

@@ -10,7 +10,6 @@ not made again. Each run has one process and one thread, and as many run at once
 --write puts the tables between the marks `<!-- PLAN NAME -->` and `<!-- end -->` of a Markdown file.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, replace_block, with_interval
+from benchmarks.common import RESULTS, document_parser, markdown_table, one_thread, replace_block, with_interval
 from uatmc_dist.config import ATTACKS, Config, dump_config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.models.files import write_safetensors
@@ -68,9 +67,8 @@ class Plan:
 
 
 def call(log: Path, *command: object) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, *map(str, command)], env=environment, stdout=file, stderr=file)
+        done = subprocess.run([sys.executable, *map(str, command)], env=one_thread(), stdout=file, stderr=file)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: failed; see {log}")
 
@@ -159,9 +157,7 @@ class Results:
         return with_interval([a[name] - b[name] for a, b in pairs if name in a and name in b], "+.4f")
 
     def table(self, head: list[str], cells: Callable[[str], list[str]], variants: list[str] | None = None) -> str:
-        lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        lines += ["| " + " | ".join([v, *cells(v)]) + " |" for v in variants or self.variants]
-        return "\n".join(lines)
+        return markdown_table(head, ([v, *cells(v)] for v in variants or self.variants))
 
     def markdown(self) -> str:
         largest, content = max(self.epsilons), self.attacked
@@ -237,10 +233,9 @@ class Results:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = document_parser(__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
-    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
     stages = [["clean"], [v for v in plan.variants if v != "clean"]]

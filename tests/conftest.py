@@ -79,13 +79,12 @@ def on_ranks(number: int, script: str | Path, *arguments: str | Path, timeout: i
     return printed
 
 
-def torchrun(number: int, *arguments: str | Path, timeout: int = 300, check: bool = True, options=()) -> str:
+def torchrun(number: int, *arguments: str | Path, timeout: int = 300, options=()) -> str:
     """The same under torchrun itself, from nothing."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", *options]
     command = [sys.executable, *launcher, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 

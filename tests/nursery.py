@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["uatmc_dist.trainer", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"])
@@ -48,14 +49,8 @@ def run(ranks: int, arguments: list[str], folder: Path, environment: dict[str, s
 
 def _start(process: multiprocessing.Process) -> None:
     """One thread: the server reads this when it starts, and its torch when that is imported."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         process.start()
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:

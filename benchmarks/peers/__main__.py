@@ -9,7 +9,6 @@ EASE is reached, and draws validation Recall@20 against seconds of training and 
 docs/pictures/CATALOG-recall-over-time.svg.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -17,19 +16,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, replace_block, write_picture
+from benchmarks.common import RESULTS, document_parser, markdown_table, one_thread, replace_block, write_picture
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.baselines import Ease
 from uatmc_dist.evaluation.comparison import LAMBDAS
-from uatmc_dist.evaluation.ranking import rank_lists, rank_model, rank_split
+from uatmc_dist.evaluation.ranking import Best, rank_lists, rank_model, rank_split
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.runs import RunFolder
@@ -45,8 +46,6 @@ SAME_ARCHITECTURE = [
     "training.popularity_correction=0",
 ]
 """VBPR as MMRec has it: rows of users, linear projectors, one sampled negative, no InfoNCE."""
-
-
 IALS = ((1, 10), (10, 10), (10, 40), (50, 40))
 """(regularisation, alpha) of implicit's AlternatingLeastSquares."""
 
@@ -106,22 +105,29 @@ def mmrec(catalog: Catalog, clone: Path, epochs: int) -> Measured:
     return Measured("VBPR, MMRec", *seconds, [line["valid"] for line in lines], best["test"])
 
 
-def ease(catalog: Catalog) -> Measured:
-    known = KnownPositives.of_training(catalog)
-    rank = lambda best, split: rank_lists(  # noqa: E731
-        best, catalog.split(split), catalog.num_users, catalog.num_items, 256
-    )["recall@20"]
-    since = time.perf_counter()
-    model = Ease(known, catalog.num_users)
-    found = []
-    for weight in LAMBDAS:
-        fitted = model.fitted(weight)
+def by_validation(
+    name: str, settings: Iterable[Any], fit: Callable[[Any], Any], recall: Callable[[Any, str], float]
+) -> Measured:
+    """The best of several settings; all of them are its training. `recall(model, split)` is Recall@20."""
+    since, ranking_s, found = time.perf_counter(), 0.0, []
+    for setting in settings:
+        model = fit(setting)
         start = time.perf_counter()
-        found.append((rank(fitted, "valid"), weight))
+        found.append((recall(model, "valid"), setting))
         ranking_s = time.perf_counter() - start
     train_s = time.perf_counter() - since - ranking_s
-    valid, weight = max(found)
-    return Measured("EASE, three λ", train_s, ranking_s, [valid], rank(model.fitted(weight), "test"))
+    valid, setting = max(found)
+    return Measured(name, train_s, ranking_s, [valid], recall(fit(setting), "test"))
+
+
+def ease(catalog: Catalog) -> Measured:
+    known = KnownPositives.of_training(catalog)
+    prepared = cache(lambda: Ease(known, catalog.num_users))  # counted as training, once
+
+    def recall(best: Best, split: str) -> float:
+        return rank_lists(best, catalog.split(split), catalog.num_users, catalog.num_items, 256)["recall@20"]
+
+    return by_validation("EASE, three λ", LAMBDAS, lambda weight: prepared().fitted(weight), recall)
 
 
 def weighted_squares(catalog: Catalog) -> Measured:
@@ -134,27 +140,20 @@ def weighted_squares(catalog: Catalog) -> Measured:
     matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), (catalog.num_users, catalog.num_items))
     known, block = KnownPositives.of_training(catalog), ItemBlock(catalog.num_items, 0, 1)
 
-    def ranked(model: Any, split: str) -> float:
-        factors = [torch.from_numpy(rows) for rows in (model.user_factors, model.item_factors)]
-        rows_of, pairs = lambda users_B: factors[0][users_B], catalog.split(split)
-        return rank_split(rows_of, factors[1], block, known, pairs, catalog.num_users, 1024)["recall@20"]
-
-    since, ranking_s, found = time.perf_counter(), 0.0, []
-    for regularisation, alpha in IALS:
+    def fit(setting: tuple[int, int]) -> Any:
+        regularisation, alpha = setting
         model = AlternatingLeastSquares(
             factors=128, regularization=regularisation, alpha=alpha, iterations=15, num_threads=1, random_state=0
         )
         model.fit(matrix, show_progress=False)
-        start = time.perf_counter()
-        found.append((ranked(model, "valid"), model))
-        ranking_s = time.perf_counter() - start
-    train_s = time.perf_counter() - since - ranking_s
-    valid, model = max(found, key=lambda one: one[0])
-    return Measured(f"iALS, {len(IALS)} settings", train_s, ranking_s, [valid], ranked(model, "test"))
+        return model
 
+    def recall(model: Any, split: str) -> float:
+        users_UK, items_NK = map(torch.from_numpy, (model.user_factors, model.item_factors))
+        rows_of, pairs = lambda users_B: users_UK[users_B], catalog.split(split)
+        return rank_split(rows_of, items_NK, block, known, pairs, catalog.num_users, 1024)["recall@20"]
 
-def one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return by_validation(f"iALS, {len(IALS)} settings", IALS, fit, recall)
 
 
 def draw(catalog: Catalog, found: list[Measured]) -> Path:
@@ -171,23 +170,19 @@ def draw(catalog: Catalog, found: list[Measured]) -> Path:
 
 def table(found: list[Measured]) -> str:
     goal = max(found[-1].valid)
-    lines = [
-        "| | epoch, s | full ranking, s | until EASE's Recall@20, s | best valid | test |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for one in found:
         until = one.seconds_until(goal)
         cells = [one.name, f"{one.train_s:.2f}", f"{one.ranking_s:.2f}", "never" if until is None else f"{until:.0f}"]
-        lines.append("| " + " | ".join([*cells, f"{max(one.valid):.4f}", f"{one.test:.4f}"]) + " |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{max(one.valid):.4f}", f"{one.test:.4f}"])
+    return markdown_table(["", "epoch, s", "full ranking, s", "until EASE's Recall@20, s", "best valid", "test"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = document_parser(__doc__)
     parser.add_argument("catalog", type=Path)
     parser.add_argument("--mmrec", type=Path, required=True, help="clone of MMRec")
     parser.add_argument("--epochs", type=int, default=60, help="of MMRec's VBPR")
-    parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     catalog = Catalog(arguments.catalog)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.common import chromium
 from conftest import on_ranks, run_uatmc
 from uatmc_dist.cli import app
 from uatmc_dist.errors import UserError
@@ -18,7 +19,7 @@ from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.page import write_page
 from uatmc_dist.evaluation.report.sources import RunFiles
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = chromium()
 NO_BROWSER = "no chromium on this machine: the report page is not opened in a browser"
 
 
