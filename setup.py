@@ -29,7 +29,10 @@ setup(
         "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
         "report": ["plotly>=6", "jinja2>=3.1"],
         "tune": ["optuna>=5", "plotly>=6"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML", "types-psutil"],
+        "dev": [
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6"),
+            *("ruff", "mypy", "pre-commit", "types-PyYAML", "types-psutil"),
+        ],
     },
     entry_points={"console_scripts": ["uatmc=uatmc_dist.cli:main"]},
 )

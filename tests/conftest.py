@@ -18,7 +18,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize
 
 ROOT = Path(__file__).parent.parent
-UATMC = [sys.executable, "-c", "from uatmc_dist.cli import main; main()"]
+UATMC = [sys.executable, str(ROOT / "tests/uatmc.py")]
 
 USERS = 230
 ONE_USER = 1 / USERS
@@ -74,9 +74,9 @@ def environment() -> dict[str, str]:
 def on_ranks(number: int, script: str | Path, *arguments: str | Path, timeout: int = 300) -> str:
     """Runs a script of this repository on so many gloo ranks; returns what they printed."""
     given = [str(script), *map(str, arguments)]
-    status, printed = nursery.run(number, given, ROOT, environment(), timeout)
-    assert status == 0, printed
-    return printed
+    done = nursery.run(number, given, ROOT, environment(), timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def torchrun(number: int, *arguments: str | Path, timeout: int = 300, options=()) -> str:
@@ -89,14 +89,13 @@ def torchrun(number: int, *arguments: str | Path, timeout: int = 300, options=()
 
 
 def train(*arguments: str | Path) -> subprocess.CompletedProcess:
-    """train.py on one rank, as a user calls it; it may fail."""
-    command = [sys.executable, "train.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    """train.py on one rank; it may fail."""
+    return nursery.run(1, ["train.py", *map(str, arguments)], ROOT, environment(), timeout=600)
 
 
 def run_uatmc(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
-    """One `uatmc` command, as a user calls it."""
-    done = subprocess.run([*UATMC, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    """One `uatmc` command."""
+    done = nursery.run(1, ["tests/uatmc.py", *map(str, arguments)], ROOT, environment(), timeout=600)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

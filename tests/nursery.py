@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,9 +19,11 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["uatmc_dist.trainer", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"])
 
 
-def run(ranks: int, arguments: list[str], folder: Path, environment: dict[str, str], timeout: float) -> tuple[int, str]:
-    """(the first exit status that is not 0, what all ranks printed) of a script. As under torchrun, a rank that fails
-    ends the others."""
+def run(
+    ranks: int, arguments: list[str], folder: Path, environment: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Of a script: the first exit status that is not 0, and what all ranks printed. As under torchrun, a rank that
+    fails ends the others."""
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} for rank in range(ranks)]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "LOCAL_WORLD_SIZE": str(ranks)}
     with tempfile.TemporaryDirectory() as prints:
@@ -44,7 +47,15 @@ def run(ranks: int, arguments: list[str], folder: Path, environment: dict[str, s
                     process.kill()
             time.sleep(0.02)
         status = status or next((process.exitcode for process in processes if process.exitcode), 0)
-        return status, "".join(output.read_text(encoding="utf-8", errors="replace") for output in outputs)
+        stdout, stderr = (
+            "".join(_stream(output, name).read_text(encoding="utf-8", errors="replace") for output in outputs)
+            for name in ("stdout", "stderr")
+        )
+        return subprocess.CompletedProcess(arguments, status, stdout, stderr)
+
+
+def _stream(output: Path, name: str) -> Path:
+    return output.with_name(f"{output.name}.{name}")
 
 
 def _start(process: multiprocessing.Process) -> None:
@@ -54,9 +65,8 @@ def _start(process: multiprocessing.Process) -> None:
 
 
 def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(_stream(output, name), os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.clear()
     os.environ.update(environment)

@@ -20,7 +20,8 @@ def quickstart(tmp_path_factory) -> Path:
     synthesize(folder / "catalog", users=1200, items=900, interactions=9600, visual_dim=64, text_dim=48, seed=1)
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     values.update(catalog=str(folder / "catalog"), output_dir=str(folder))
-    values["attack"] = {"seeds": [1, 2, 3]}
+    values["adversarial"]["epochs"] = 4
+    values["attack"] = {"seeds": [1]}
     (folder / "quickstart.yaml").write_text(yaml.safe_dump(values))
     return folder
 
@@ -54,7 +55,8 @@ def test_vbpr_beats_bpr_mf_on_planted_taste_and_the_defence_defends(quickstart):
 def test_real_data_are_imported_trained_and_attacked(tmp_path):
     output = run_uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm").stdout
     assert "9,925 users, 4,006 items, 53,759 train, 10,132 valid, 10,473 test" in output
-    short = ("clean.epochs=2", "adversarial.epochs=1", f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
+    paths = (f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
+    short = ("model.embedding_dim=32", "clean.epochs=1", "adversarial.epochs=1", *paths)
     torchrun(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
     run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]")

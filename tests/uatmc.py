@@ -1,0 +1,5 @@
+"""`uatmc` as a file that a process can run."""
+
+from uatmc_dist.cli import main
+
+main()
