@@ -17,8 +17,8 @@ def triton_device() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def whole_slices_are_reduced():
-    """Triton's interpreter calls the function of a reduction for every pair of numbers, which was a third of the time of
-    these tests. Here it gets whole slices, in the same order."""
+    """Triton's interpreter calls the function of a reduction for every pair of numbers, which was a third of the time
+    of these tests. Here it gets whole slices, in the same order."""
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
