@@ -50,7 +50,7 @@ class Run:
             where = [f"catalog={self.catalog}", f"output_dir={RUNS}", f"name={self.path.name}", f"seed={self.seed}"]
             call("train.py", config, *where, *overrides)
         if not (self.path / "evaluation.json").exists():
-            call("-c", "from uatmc_dist.cli import main; main()", "evaluate", str(self.path))
+            call("-m", "uatmc_dist.cli", "evaluate", str(self.path))
         return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
 
     def best_epoch(self) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def make(plan: Plan, variant: str, seed: int) -> None:
         else:
             own = [f"name={run.name}", f"seed={seed}", *start, *overrides]
             call(log, "train.py", plan.config, *plan.overrides, *own)
-    uatmc = ["-c", "from uatmc_dist.cli import main; main()"]
+    uatmc = ["-m", "uatmc_dist.cli"]
     if _read(run, "evaluation").get("split") != plan.split:
         call(log, *uatmc, "evaluate", run, "--split", plan.split)
     if "model.content=false" in overrides:

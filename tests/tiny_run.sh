@@ -25,7 +25,7 @@ needs() { # WHAT PACKAGES COMMAND ...: installs the packages where a command is 
 if [ -z "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && [ -x .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 
 make_tiny_run() { # FOLDER CHECKPOINT_EVERY: FOLDER/tiny.yaml and its catalog; some 250 steps, a metrics line each
-    python -c 'from uatmc_dist.cli import main; main()' data synthesize "$1/catalog" --overwrite --users 230 \
+    python -m uatmc_dist.cli data synthesize "$1/catalog" --overwrite --users 230 \
         --items 203 --interactions 1600 --visual-dim 20 --text-dim 12 >/dev/null
     cat >"$1/tiny.yaml" <<YAML
 name: tiny

@@ -85,7 +85,7 @@ def _tell_end(config: Config) -> None:
     """The kept epochs and the comparison with the baselines. The model is saved, so nothing here makes a run fail."""
     from rich.console import Console
 
-    from uatmc_dist import tables
+    from uatmc_dist.tables import accuracy as tables
 
     signal.setitimer(signal.ITIMER_REAL, 0)
     for signum in (signal.SIGINT, signal.SIGTERM):  # the trainer would only remember them

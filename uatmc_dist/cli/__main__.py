@@ -1,0 +1,3 @@
+from uatmc_dist.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""What the verbs share: the console, the arguments of a run, and how it is opened."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from uatmc_dist.progress import shown
+
+app = typer.Typer(
+    help="`uatmc`: catalogs, figures of trained models, reports, plans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="option=value of the run's configuration.")]
+RunPath = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+
+
+def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
+    """(folder, configuration, catalog, model) of a finished run."""
+    from uatmc_dist.config import load_config
+    from uatmc_dist.data.catalog import Catalog
+    from uatmc_dist.models.trained import TrainedModel
+    from uatmc_dist.runs import opened_run
+
+    folder = opened_run(run)
+    config = load_config(run / "config.yaml", overrides or ())
+    catalog = Catalog(config.catalog)
+    with shown("projected items") as progress:
+        model = TrainedModel.load(run, catalog, progress)
+    return folder, config, catalog, model
+
+
+def tell_catalog(path: Path) -> None:
+    from uatmc_dist.data.catalog import Catalog
+
+    catalog = Catalog(path)
+    counts = ", ".join(f"{count:,} {split}" for split, count in catalog.meta["num_interactions"].items())
+    console.print(
+        f"{path}: {catalog.num_users:,} users, {catalog.num_items:,} items, {counts} interactions",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def tell_written(path: Path) -> None:
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)

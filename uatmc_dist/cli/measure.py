@@ -1,0 +1,123 @@
+"""Verbs that measure a trained model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uatmc_dist.cli.common import Overrides, RunPath, app, console, opened, tell_written
+from uatmc_dist.errors import UserError
+from uatmc_dist.progress import shown
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    lists: Annotated[Path | None, typer.Option(help="Write every user's 50 best items there, too (Parquet).")] = None,
+) -> None:
+    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json."""
+    from uatmc_dist.evaluation import comparison
+    from uatmc_dist.evaluation.beyond import BeyondAccuracy
+    from uatmc_dist.evaluation.ranking import RankedUsers, rank_model, write_lists
+    from uatmc_dist.tables import accuracy
+
+    if split not in ("valid", "test"):
+        raise UserError(f"--split {split}: valid or test is needed")
+    folder, config, catalog, model = opened(run, overrides)
+    ranked: list[RankedUsers] = []
+    beyond = BeyondAccuracy(catalog, split)
+
+    def on_ranked(users: RankedUsers) -> None:
+        beyond.add(users)
+        if lists is not None:
+            ranked.append(users)
+
+    with shown("users") as progress:
+        metrics = rank_model(model, catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
+    if lists is not None:
+        write_lists(lists, ranked)
+        tell_written(lists)
+    figures = {**metrics, **beyond.metrics()}
+    baselines = comparison.Baselines(catalog, shown)
+    if model.config.is_bpr_mf:
+        baselines.record_bpr_mf(split, figures, run)
+    metric = config.evaluation.metric
+    compared = baselines.compare(metric, split, metrics[metric], run, comparison.EVALUATE_WITHIN_S)
+    path = folder.write_json("evaluation.json", comparison.to_json(catalog, figures, compared))
+    accuracy.print_accuracy(console, run, figures, compared)
+    accuracy.print_beside_baselines(console, run, figures, compared)
+    tell_written(path)
+
+
+@app.command()
+def attack(
+    run: RunPath,
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check of the attacks fails.")] = False,
+) -> None:
+    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json."""
+    from uatmc_dist.evaluation.promotion import attack_model
+    from uatmc_dist.tables.attacks import print_attacks
+
+    folder, config, catalog, model = opened(run, overrides)
+    surrogate = None
+    if "transfer" in config.attack.attacks:
+        surrogate = _surrogate(config, catalog)
+    with shown("scenes") as progress:
+        report = attack_model(model, catalog, config.attack, surrogate, progress)
+    path = folder.write_json("attack.json", report)
+    print_attacks(console, run, report)
+    tell_written(path)
+    if strict and any(check["passed"] is False for check in report["checks"]):
+        raise typer.Exit(1)
+
+
+def _surrogate(config: Any, catalog: Any) -> Any:
+    """The undefended model of the transfer attack: the one that was asked for, else the one that training started from
+    where it is still there."""
+    from uatmc_dist.models.trained import TrainedModel
+
+    if config.attack.surrogate is not None:
+        return TrainedModel.load(config.attack.surrogate, catalog)
+    try:
+        if config.start_from is not None:
+            return TrainedModel.load(config.start_from, catalog)
+        why = "the run has no start_from"
+    except UserError as error:
+        why = str(error)
+    console.print(f"transfer is left out, give attack.surrogate=RUN for it: {why}", highlight=False, soft_wrap=True)
+    return None
+
+
+@app.command()
+def certify(run: RunPath, overrides: Overrides = None) -> None:
+    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from uatmc_dist.evaluation.certificate import certify as certified
+    from uatmc_dist.tables.attacks import print_certificate
+
+    folder, config, catalog, model = opened(run, overrides)
+    with shown("sweeps") as progress:
+        found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
+    pq.write_table(pa.table(found.columns), run / "certificate.parquet")
+    path = folder.write_json("certificate.json", found.report)
+    print_certificate(console, run, found.report, catalog.num_items)
+    tell_written(path)
+
+
+@app.command()
+def mismatch(run: RunPath, overrides: Overrides = None) -> None:
+    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json."""
+    from uatmc_dist.evaluation.mismatch import measure_mismatch
+    from uatmc_dist.tables.attacks import print_mismatch
+
+    folder, config, catalog, model = opened(run, overrides)
+    with shown("models") as progress:
+        report = measure_mismatch(config, catalog, model, progress)
+    path = folder.write_json("mismatch.json", report)
+    print_mismatch(console, run, report)
+    tell_written(path)

@@ -1,0 +1,42 @@
+"""Verbs that hand a trained model on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from uatmc_dist.cli.common import RunPath, app, console, opened, tell_written
+from uatmc_dist.errors import UserError
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; export/ of the run.")] = None,
+) -> None:
+    """The model for other programs: embeddings.safetensors, and items.parquet for any vector index."""
+    from uatmc_dist.models.export import export_model
+
+    _, _, catalog, model = opened(run, None)
+    for path in export_model(model, catalog, out or run / "export"):
+        tell_written(path)
+
+
+@app.command()
+def recommend(
+    run: RunPath,
+    history: Annotated[str, typer.Option(help="Items that somebody has bought: ids of the source, with commas.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Length of the list.")] = 20,
+) -> None:
+    """A list for a history, also of somebody whom training has not seen."""
+    from uatmc_dist.evaluation.recommend import recommend as recommended
+
+    names = [name.strip() for name in history.split(",") if name.strip()]
+    if not names:
+        raise UserError("--history: names no item; give ids of the source, as 108775015,108775044")
+    _, _, catalog, model = opened(run, None)
+    table = Table("", "item", "title", "score", title=f"for a history of {len(names)} items")
+    for rank, found in enumerate(recommended(model, catalog, names, k), start=1):
+        table.add_row(str(rank), found.source_id, found.title, f"{found.score:.4f}")
+    console.print(table)

@@ -1,0 +1,91 @@
+"""The tables of attacks, certificates and gradients."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
+    k = report["k"]
+    for stratum in report["targets"]:
+        title = f"{run}: hit@{k} of {stratum} targets, {len(report['seeds'])} seeds, protocol {report['protocol']}"
+        table = Table("attack", *(f"epsilon {epsilon:g}" for epsilon in report["epsilons"]), title=title)
+        of_stratum = [result for result in report["results"] if result["stratum"] == stratum]
+        table.add_row("(before)", *[f"{of_stratum[0][f'hit@{k}_before']:.4f}"] * len(report["epsilons"]))
+        for name in dict.fromkeys(result["attack"] for result in of_stratum):
+            after = {r["epsilon"]: r[f"hit@{k}_after"] for r in of_stratum if r["attack"] == name}
+            table.add_row(name, *(f"{after[epsilon]:.4f}" for epsilon in report["epsilons"]))
+        bound = {result["epsilon"]: result[f"certified_hit@{k}"] for result in of_stratum}
+        table.add_section()
+        table.add_row("certificate", *(f"{bound[epsilon]:.4f}" for epsilon in report["epsilons"]))
+        console.print(table)
+    for check in report["checks"]:
+        name = check["check"].replace("_", " ")
+        if check["passed"] is None:
+            console.print(f"[yellow]-[/]       {name}: not tested by these attacks", highlight=False)
+        elif check["passed"]:
+            console.print(f"[green]ok[/]      {name} [dim]({_measured(check)})[/]", highlight=False)
+        else:
+            why = check["a_failure_means"]
+            console.print(f"[red]FAILED  {name}: {why} ({_measured(check)})[/]", highlight=False)
+
+
+def _measured(check: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}"
+        for key, value in check["measured"].items()
+        if not isinstance(value, list)
+    )
+
+
+def print_certificate(console: Console, run: Path, report: dict[str, Any], num_items: int) -> None:
+    k = report["k"]
+    before = report[f"hit@{k}_before"]
+    title = f"{run}: certified hit@{k}, mean over {num_items:,} items (before: {before:.4f})"
+    table = Table(title=title)
+    table.add_column("norm, budget", no_wrap=True)
+    for epsilon in dict.fromkeys(result["epsilon"] for result in report["results"]):
+        table.add_column(f"epsilon {epsilon:g}", justify="right")
+    results = report["results"]
+    for norm, budget in dict.fromkeys((result["norm"], result["budget"]) for result in results):
+        row = [result for result in results if (result["norm"], result["budget"]) == (norm, budget)]
+        table.add_row(f"{norm}, {budget}", *(f"{result[f'certified_hit@{k}']:.4f}" for result in row))
+        attacked = [result["strongest_attack"] for result in row]
+        if any(attacked):
+            for label, key in (
+                ("  strongest attack", f"hit@{k}_after"),
+                ("  bound for its targets", f"certified_hit@{k}"),
+            ):
+                table.add_row(label, *(f"{values[key]:.4f}" if values else "-" for values in attacked))
+    console.print(table)
+
+
+def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
+    table = Table(title=f"{run}: gradients of the two modalities; before is {report['before_is']}")
+    for column in ("", "before", "after"):
+        table.add_column(column, no_wrap=True)
+    stages = report["before"], report["after"]
+    for label, show in (
+        ("cosine, mean", lambda stage: _number(stage["cosine"]["mean"])),
+        (
+            "cosine, 10 % to 90 %",
+            lambda stage: f"{_number(stage['cosine']['10%'])} to {_number(stage['cosine']['90%'])}",
+        ),
+        ("top contributors in common", lambda stage: f"{stage['contributors']['overlap']['mean']:.0%}"),
+        ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
+        *(
+            (
+                f"loss rise, coordinated / separate, {strength['epsilon']:g}",
+                lambda stage, index=index: _number(stage["strength"][index]["coordinated_over_separate"]),
+            )
+            for index, strength in enumerate(report["after"]["strength"])
+        ),
+    ):
+        table.add_row(label, *(show(stage) for stage in stages))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
