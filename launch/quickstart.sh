@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 ranks=$((cores < 2 ? 1 : 2))
 if [ "$kind" = cuda ]; then ranks=$(nvidia-smi -L | grep -c GPU); fi
-export OMP_NUM_THREADS=$((cores / ranks > 0 ? cores / ranks : 1))
+threads=$((cores / ranks > 0 ? cores / ranks : 1)) # of a rank; what runs alone takes all cores
 
 train() { # NAME [option=value ...]
     local name=$1
@@ -17,12 +17,13 @@ train() { # NAME [option=value ...]
         return
     fi
     echo "== $name: training on $ranks ranks"
-    python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train.py configs/quickstart.yaml name="$name" "$@"
+    OMP_NUM_THREADS=$threads python -m torch.distributed.run --standalone --nproc_per_node="$ranks" train.py \
+        configs/quickstart.yaml name="$name" "$@"
 }
 
 if [ ! -f data/quickstart/catalog.json ]; then
     echo "== catalog"
-    uatmc data synthesize data/quickstart --users 3000 --items 2000 --interactions 24000
+    uatmc data synthesize data/quickstart
 fi
 train quickstart-clean adversarial.epochs=0
 runs=()

@@ -7,7 +7,7 @@ import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -34,15 +34,26 @@ def _options_help() -> str:
 
 @app.command(epilog=_options_help())
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML configuration, see configs/.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML configuration, see configs/; the embedded default where none is given.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="option=value, e.g. training.lr=3e-4")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of that name and start anew.")] = False,
 ) -> None:
     """Trains a recommender, alone or under torchrun. An interrupted run goes on with the same command."""
+    overrides = list(overrides or [])
+    if config is not None and "=" in str(config) and not config.exists():
+        config, overrides = None, [str(config), *overrides]
     try:
-        resolved = load_config(config, overrides or [])
+        if config is not None:
+            resolved = load_config(config, overrides)
+        else:
+            from uatmc_dist import embedded
+
+            resolved = embedded.load_embedded(overrides)
+            _tell(embedded.introduction(resolved), sys.stdout)
     except UserError as error:
-        _tell(error)
+        _tell(f"error: {error}")
         raise typer.Exit(2) from None
     _train(resolved, overwrite)
 
@@ -53,18 +64,21 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds.
+    from uatmc_dist import embedded
     from uatmc_dist.parallel import process_group
     from uatmc_dist.trainer import Interrupted, Trainer
 
     try:
         world = process_group.join(timedelta(seconds=config.distributed.timeout_s))
+        if embedded.is_own_catalog(config.catalog):
+            embedded.make_catalog(config.catalog, world)
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
         Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
     except Interrupted as interrupted:
         terminated = interrupted.signum == signal.SIGTERM
         process_group.leave(EXIT_REQUEUE if terminated else 128 + interrupted.signum)
     except UserError as error:
-        _tell(error)
+        _tell(f"error: {error}")
         process_group.leave(2)
     except RuntimeError as error:
         if not process_group.is_loss_of_a_rank(error):
@@ -97,10 +111,10 @@ def _tell_end(config: Config) -> None:
         print(f"not compared with the baselines ({why}); run `uatmc evaluate {config.run_dir}`", flush=True)
 
 
-def _tell(error: UserError) -> None:
+def _tell(line: str, stream: TextIO | None = None) -> None:
     """Once, not once a rank."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+        print(line, file=stream or sys.stderr, flush=True)
 
 
 def main() -> None:

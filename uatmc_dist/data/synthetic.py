@@ -28,12 +28,12 @@ _ENCODER = "planted-taste"
 def synthesize(
     out: Path,
     *,
-    users: int,
-    items: int,
-    interactions: int,
-    visual_dim: int,
-    text_dim: int,
-    seed: int,
+    users: int = 3000,
+    items: int = 2000,
+    interactions: int = 24000,
+    visual_dim: int = 256,
+    text_dim: int = 128,
+    seed: int = 0,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
