@@ -20,6 +20,7 @@ setup(
         "rich>=13",
         "pyyaml>=6",
         "safetensors>=0.5",
+        "xxhash>=3",
         "tensorboard>=2.18",
     ],
     extras_require={

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uatmc_dist.errors import UserError
 
@@ -266,8 +266,8 @@ class LoggingConfig(Section):
 class Config(Section):
     """One run."""
 
-    name: str
-    """Name of the run; its folder is output_dir/name."""
+    name: Annotated[str, Field(min_length=1)]
+    """Name of the run, that of one folder: output_dir/name."""
     catalog: Path
     """Folder of the catalog (made by `uatmc data ...`)."""
     output_dir: Path = Path("runs")
@@ -298,6 +298,13 @@ class Config(Section):
     """Ranks."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_name_of_one_folder(cls, name: str) -> str:
+        if name in (".", "..") or name != name.strip() or any(sign in name for sign in "/\\\0"):
+            raise ValueError("the name of one folder is needed, without / or \\; output_dir=... says where it lies")
+        return name
 
     @model_validator(mode="after")
     def _phases_make_sense(self) -> "Config":

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, and one clear line for what is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_wrong_input_is_one_line_and_a_non_zero_exit(arguments, expected, monkey
     [
         (["configs/nowhere.yaml"], "no such file"),
         (["configs/quickstart.yaml", "training.learning_rate=1"], "did you mean training.lr?"),
+        (["configs/quickstart.yaml", "name=../../x", "output_dir=/tmp/never"], "the name of one folder is needed"),
         (["configs/quickstart.yaml", "catalog=/nowhere", "output_dir=/tmp/never"], "/nowhere: no catalog here"),
         (["configs/quickstart.yaml", "start_from=/nowhere", "catalog={catalog}"], "/nowhere: no trained model"),
     ],
@@ -96,6 +98,16 @@ def test_training_ends_with_the_kept_epoch_and_what_the_model_is_below(worthless
     red = next(line for line in told.splitlines() if line.startswith("below "))
     assert "EASE (0." in red and red.endswith("on the valid split; try configs/default.yaml, or uatmc tune")
     assert told.index("kept: ") < told.index("below ") < told.index(f"done: {run}")
+
+
+def test_a_model_with_a_changed_byte_is_not_loaded(worthless, tmp_path):
+    run = shutil.copytree(worthless[0], tmp_path / "run")
+    content = bytearray((run / "model/model.safetensors").read_bytes())
+    content[-64:] = b"\xff" * 64
+    (run / "model/model.safetensors").write_bytes(content)
+    done = call(*UATMC, "evaluate", run)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "model.safetensors: damaged, its bytes are not those that were written" in done.stderr
 
 
 def test_evaluation_shows_the_model_beside_the_baselines(worthless, tiny_catalog):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from uatmc_dist import checksums
 from uatmc_dist.data import catalog as catalog_module
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.describe import describe_features, popularity_quantiles
@@ -55,6 +56,44 @@ def test_damaged_files_are_named(tmp_path, file, damage):
         catalog.interactions()
         catalog.titles()
     assert file.split("/")[-1] in str(error.value) and "\n" not in str(error.value)
+
+
+def flip_a_bit(path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["interactions.parquet", "items.parquet", "features/visual.arrow"])
+def test_one_changed_bit_is_found(tmp_path, file):
+    synthesize(tmp_path / "x", **SIZES, seed=0)
+    flip_a_bit(tmp_path / "x" / file, (tmp_path / "x" / file).stat().st_size // 2)
+    with pytest.raises(UserError, match="damaged, its bytes are not those that were written; make the catalog again"):
+        catalog = Catalog(tmp_path / "x")
+        catalog.interactions()
+        catalog.titles()
+
+
+def test_only_the_chunks_that_are_read_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog_module, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(checksums, "CHUNK", 512)
+    synthesize(tmp_path / "x", **SIZES, seed=0)
+    file = tmp_path / "x" / "features/visual.arrow"
+    before = Catalog(tmp_path / "x").features["visual"].rows(np.arange(90))
+    row = file.read_bytes().find(before[45].astype(np.float16).tobytes())
+    flip_a_bit(file, row)
+    features = Catalog(tmp_path / "x").features["visual"]
+    np.testing.assert_array_equal(features.rows(np.array([0, 89])), before[[0, 89]])
+    with pytest.raises(UserError, match=r"visual\.arrow: damaged"):
+        features.rows(np.array([45]))
+
+
+def test_a_catalog_without_checksums_opens(tmp_path):
+    synthesize(tmp_path / "x", **SIZES, seed=0)
+    meta = json.loads((tmp_path / "x" / "catalog.json").read_text())
+    del meta["checksums"]
+    (tmp_path / "x" / "catalog.json").write_text(json.dumps(meta))
+    assert len(Catalog(tmp_path / "x").interactions()) == 900
 
 
 def test_a_catalog_is_not_overwritten_by_accident(tmp_path):

@@ -104,6 +104,7 @@ REFUSED = {
     "text in a number": (spoil_inter(lambda rows: [("A9", 1, 0), *rows]), ["shop.inter", "row 1", "userID", "'A9'"]),
     "empty cell": (spoil_inter(lambda rows: [(0, "", 0), *rows]), ["shop.inter", "row 1", "itemID"]),
     "fraction": (spoil_inter(lambda rows: [(0, 1.5, 0), *rows]), ["shop.inter", "row 1", "itemID", "1.5"]),
+    "beyond int64": (spoil_inter(lambda rows: [(2**63 + 5, 1, 0), *rows]), ["row 1", "userID", "below 2^63"]),
     "negative id": (spoil_inter(lambda rows: [(-1, 1, 0), *rows]), ["row 1", "userID", "-1", "negative"]),
     "item beyond the features": (spoil_inter(lambda rows: [(0, 9, 0), *rows]), ["row 1", "itemID 9", "out of range"]),
     "gap in the users": (spoil_inter(lambda rows: [*rows, (20, 1, 0)]), ["userID", "not contiguous", "12", "renumber"]),

@@ -93,3 +93,15 @@ def test_a_folder_that_another_rank_has_just_dropped_is_no_error(catalog, model,
     monkeypatch.setattr(Path, "iterdir", lambda folder: [*listed(folder), *(folder / f"gone-{i}" for i in range(5))])
     projected_items(model, catalog, 0, 203, CPU)
     assert len(files(catalog)) == 4
+
+
+def test_a_damaged_chunk_is_projected_again(catalog, model, caplog):
+    first = projected_items(model, catalog, 0, 203, CPU)
+    file = files(catalog)[1]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+    for again, before in zip(projected_items(model, catalog, 0, 203, CPU), first, strict=True):
+        assert torch.equal(again, before)
+    assert f"{file}: damaged; projected again" in caplog.text

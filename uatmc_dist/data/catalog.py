@@ -1,6 +1,6 @@
 """The on-disk catalog: interactions and items in Parquet, feature blocks in memory-mapped Arrow files.
 
-catalog.json            format, sizes, counts, and for each modality: file, width, dtype, encoder
+catalog.json            format, sizes, counts, checksums, and for each modality: file, width, dtype, encoder
 interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
 items.parquet           item id of the source, title
 features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
@@ -12,7 +12,7 @@ baselines/              a cache: figures of the baselines by split (evaluation/c
 import json
 import mmap
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from uatmc_dist.checksums import CheckedFile, checksums
 from uatmc_dist.errors import UserError
 
 FORMAT = "uatmc-catalog"
@@ -37,6 +38,7 @@ TRAINING = "training"
 BASELINES = "baselines"
 """Folder of what evaluation/comparison.py keeps."""
 _BLOCK_BYTES = 16 << 20
+_MEND = "make the catalog again"
 _INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
 
 
@@ -57,13 +59,17 @@ class Interactions:
 class FeatureFile:
     """Rows of one modality, memory-mapped; only the rows that are asked for are read."""
 
-    def __init__(self, path: Path, encoder: str) -> None:
+    def __init__(self, path: Path, encoder: str, sums: Sequence[str]) -> None:
         self.path, self.encoder = path, encoder
+        self._checked = CheckedFile(path, sums, _MEND)
+        self._checked.check(0, 1)  # schema and footer
+        self._checked.check(path.stat().st_size - 1)
         self._pages, self._reader = _opened(path, lambda: _mapped(path))
         kind = self._reader.schema.field(0).type
         self.width: int = kind.list_size
         self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
         self._blocks = [self._block(index) for index in range(self._reader.num_record_batches)]
+        self._address = np.frombuffer(self._pages, np.uint8).__array_interface__["data"][0]
         self._starts = np.cumsum([0] + [len(block) for block in self._blocks])
 
     def __len__(self) -> int:
@@ -73,9 +79,16 @@ class FeatureFile:
         values = self._reader.get_batch(index).column(0).values
         return values.to_numpy(zero_copy_only=True).reshape(-1, self.width)
 
-    def blocks(self) -> Iterable[np.ndarray]:
+    def blocks(self) -> Iterator[np.ndarray]:
         """Rows block by block, in the stored dtype, without a copy."""
-        return iter(self._blocks)
+        for block in range(len(self._blocks)):
+            yield self._checked_block(block)
+
+    def _checked_block(self, index: int) -> np.ndarray:
+        block = self._blocks[index]
+        first = block.__array_interface__["data"][0] - self._address
+        self._checked.check(first, first + block.nbytes)
+        return block
 
     def release(self) -> None:
         """Gives the pages that were read back to the system: after a pass over all rows they would count as memory of
@@ -95,7 +108,7 @@ class FeatureFile:
         return out
 
     def _taken(self, block: int, ids: np.ndarray) -> np.ndarray:
-        rows = self._blocks[block].take(ids - self._starts[block], axis=0)
+        rows = self._checked_block(block).take(ids - self._starts[block], axis=0)
         # NumPy widens float16 number by number, which took longer than projecting the rows; torch does it in vectors.
         return torch.from_numpy(rows).float().numpy()
 
@@ -118,10 +131,15 @@ class Catalog:
                 raise UserError(f"{file}: missing; make the catalog again")
             if file.stat().st_size != size:
                 raise UserError(f"{file}: truncated, {file.stat().st_size} of {size} bytes; make the catalog again")
+        self._whole: set[str] = set()
         self._splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.features = {
-            name: FeatureFile(path / entry["file"], entry["encoder"]) for name, entry in self.meta["modalities"].items()
+            name: FeatureFile(path / entry["file"], entry["encoder"], self._sums(entry["file"]))
+            for name, entry in self.meta["modalities"].items()
         }
+
+    def _sums(self, name: str) -> Sequence[str]:
+        return self.meta.get("checksums", {}).get(name, ())
 
     def interactions(self) -> Interactions:
         table = self._read("interactions.parquet")
@@ -147,6 +165,9 @@ class Catalog:
 
     def _read(self, name: str, **options: Any) -> pa.Table:
         path = self.path / name
+        if name not in self._whole:
+            CheckedFile(path, self._sums(name), _MEND).check()
+            self._whole.add(name)
         return _opened(path, lambda: pq.read_table(path, memory_map=True, **options))
 
 
@@ -280,6 +301,7 @@ class CatalogWriter:
             "modalities": self._modalities,
             "notes": notes,
             "bytes": {name: (self.path / name).stat().st_size for name in files},
+            "checksums": {name: checksums(self.path / name) for name in files},
         }
         temporary = self.path / ".catalog.json"
         temporary.write_text(json.dumps(meta, indent=2), encoding="utf-8")

@@ -123,11 +123,11 @@ def _numbers(path: Path, column: str, text: pa.ChunkedArray) -> np.ndarray:
     is_number = pc.match_substring_regex(text, r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$").to_numpy()
     if is_number.all():
         values = pc.cast(text, pa.float64()).to_numpy()
-        is_number = (values == np.floor(values)) | (column == "timestamp")
+        is_number = ((values == np.floor(values)) | (column == "timestamp")) & (np.abs(values) < 2.0**63)
         if is_number.all():
             return values.astype(np.int64)
     row = int(np.argmin(is_number))
-    raise UserError(f"{path}: row {row + 1}: {column} is {text[row].as_py()!r}; a whole number is needed")
+    raise UserError(f"{path}: row {row + 1}: {column} is {text[row].as_py()!r}; a whole number below 2^63 is needed")
 
 
 def _check_ids(path: Path, column: str, ids: np.ndarray, count: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Tensors on disk: whole or not at all, and with the permissions that other files get."""
+"""Tensors on disk: whole or not at all, a checksum in their header, and with the permissions that other files get."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from uatmc_dist.checksums import STAMP_METADATA, stamp
 
 
 def write_safetensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -17,7 +19,9 @@ def write_safetensors(file: Path, tensors: dict[str, torch.Tensor], metadata: di
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, unfinished, {**STAMP_METADATA, **(metadata or {})})
+        stamp(unfinished)
         unfinished.chmod(mode)  # safetensors keeps a file for its owner alone, and catalogs and runs are shared
         unfinished.replace(file)
     except (OSError, SafetensorError) as error:

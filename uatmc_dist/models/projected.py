@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from uatmc_dist.checksums import check_stamp
 from uatmc_dist.data.catalog import MODALITIES, PROJECTED, Catalog
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.projectors import CHUNK, ContentModel, project_items
@@ -93,6 +94,9 @@ def _last_used(folder: Path) -> float:
 def _read(file: Path, num_rows: int) -> dict[str, torch.Tensor] | None:
     """None where the chunk is not there, or not whole."""
     try:
+        if not check_stamp(file):
+            _LOG.warning(f"{file}: damaged; projected again")
+            return None
         found = load_file(file)
         rows = {name: found[name] for name in MODALITIES}
     except (OSError, SafetensorError, KeyError):

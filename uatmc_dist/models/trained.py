@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
+from uatmc_dist.checksums import check_stamp
 from uatmc_dist.config import Config, UserKind, dump_config, load_config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
@@ -86,8 +87,11 @@ class ModelFile:
             raise UserError(f"{run}: no trained model here (model/{FILE} is missing); finish the training run first")
         try:
             self._file = safe_open(self.path, framework="pt")
+            whole = check_stamp(self.path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.path}: truncated or damaged ({error}); train the run again") from None
+        if not whole:
+            raise UserError(f"{self.path}: damaged, its bytes are not those that were written; train the run again")
         self.config = load_config(run / "model" / "config.yaml")
 
     def rows(self, table: str, lo: int, hi: int) -> torch.Tensor:

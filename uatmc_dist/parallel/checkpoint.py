@@ -1,7 +1,7 @@
 """Checkpoints that load at any world size: everything under global names, by torch.distributed.checkpoint.
 
-checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood and how many
-                        bytes each file has
+checkpoints/step-N/     a whole one (it is renamed when complete); position.json says where the run stood, how many
+                        bytes each file has, and their checksums
 checkpoints/latest      name of the newest whole one
 
 A save copies the state and is written in the background, by a process group of its own; one is written at a time.
@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import AsyncStager
 
+from uatmc_dist.checksums import checksums
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.process_group import any_rank
@@ -185,8 +186,13 @@ class Checkpoints:
             done.set_exception(error)
 
     def _publish(self, partial: Path, position: dict[str, Any], protected_step: int | None) -> None:
-        sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
-        _write(partial / "position.json", json.dumps({"position": position, "bytes": sizes}))
+        files = list(partial.iterdir())
+        written = {
+            "position": position,
+            "bytes": {file.name: file.stat().st_size for file in files},
+            "checksums": {file.name: checksums(file) for file in files},
+        }
+        _write(partial / "position.json", json.dumps(written))
         path, replaced = partial.with_suffix(""), partial.with_suffix(".replaced")
         if path.exists():  # a phase begins at the step where the one before it ended
             path.rename(replaced)
@@ -240,11 +246,15 @@ def _inspected(path: Path) -> tuple[dict[str, Any], str | None]:
         sizes = found["bytes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {}, f"{file}: missing or damaged ({_reason(error)})"
-    for name, size in sizes.items():
+    sums = found.get("checksums", {})
+    for index, (name, size) in enumerate(sizes.items()):
         if not (path / name).exists():
             return {}, f"{path / name}: missing"
         if (have := (path / name).stat().st_size) != size:
             return {}, f"{path / name}: truncated, {have} of {size} bytes"
+        is_mine = index % dist.get_world_size() == dist.get_rank()
+        if is_mine and name in sums and checksums(path / name) != sums[name]:
+            return {}, f"{path / name}: damaged, its bytes are not those that were written"
     return found, None
 
 
