@@ -21,7 +21,7 @@ from uatmc_dist.adversary.coordination import LinearView
 from uatmc_dist.adversary.defenses import adversary, certified_bonus
 from uatmc_dist.config import AdversarialConfig, CleanConfig, Config, PhaseName
 from uatmc_dist.data.batches import Batch, KnownPositives, Sampler
-from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.logs import MetricsLog, TrainingProgress, peak_memory_bytes
@@ -77,8 +77,8 @@ class Trainer:
     def __init__(self, config: Config, world: World, overwrite: bool = False) -> None:
         self.config, self.world = config, world
         self.catalog = Catalog(config.catalog)
-        if config.model.content and not set(self.catalog.features) >= set(MODALITIES):
-            raise UserError(f"{config.catalog}: a modality is missing; import both, or set model.content=false")
+        if config.model.content:
+            _check_modalities(config, self.catalog)
         if self.catalog.num_items < 2:
             raise UserError(f"{config.catalog}: {self.catalog.num_items} item; ranking needs at least 2")
         self.run = runs.RunFolder(config.run_dir)
@@ -464,3 +464,20 @@ class Trainer:
             print(message, flush=True)
         else:
             self.progress.say(message)
+
+
+def _check_modalities(config: Config, catalog: Catalog) -> None:
+    """UserError for what needs content, or both modalities, where the catalog does not have them."""
+    found = catalog.modalities
+    if len(found) > 1:
+        return
+    if not found:
+        raise UserError(f"{config.catalog}: neither photos nor texts; set model.content=false adversarial.epochs=0")
+    has = f"{config.catalog} has {found[0]} features alone"
+    adversary = config.adversarial.adversary
+    impossible = {"uat_mc", "visual_only", "text_only"} - {f"{found[0]}_only"}
+    if config.adversarial.epochs and adversary in impossible:
+        needs = "two modalities" if adversary == "uat_mc" else adversary.removesuffix("_only") + " features"
+        raise UserError(f"adversarial.adversary: {adversary} needs {needs}, and {has}; set adversarial.adversary=uat")
+    if config.clean.align_weight and config.start_from is None:
+        raise UserError(f"clean.align_weight: InfoNCE needs two modalities, and {has}; set clean.align_weight=0")

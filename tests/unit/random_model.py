@@ -1,10 +1,18 @@
 """A model with random weights, and scenes on it, for tests of attacks and certificates."""
 
+from collections.abc import Sequence
+
 import torch
 
 from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.evaluation.scenes import Bars, Scene
 from uatmc_dist.models.projectors import ContentModel
+
+
+def content_model(dim: int, modalities: Sequence[str] = MODALITIES) -> ContentModel:
+    """Narrow, with a hidden layer each."""
+    return ContentModel(dict.fromkeys(modalities, 3), {name: [4] for name in MODALITIES}, dim)
 
 
 class RandomModel:
@@ -12,15 +20,27 @@ class RandomModel:
 
     path = None
 
-    def __init__(self, users: int, items: int, dim: int, seed: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        users: int,
+        items: int,
+        dim: int,
+        seed: int = 0,
+        scale: float = 1.0,
+        modalities: Sequence[str] = MODALITIES,
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-        self.dense = ContentModel(3, 3, [4], [4], dim)
+        self.dense = content_model(dim, modalities)
         self.dense.requires_grad_(False)
-        for weight in (self.dense.w_v, self.dense.w_t, self.dense.bias):
+        for weight in (*self.dense.fusions(), self.dense.bias):
             weight.copy_(scale * normal(*weight.shape))
         self.users_UK, self.identity_Nd = normal(users, 2 * dim), normal(items, dim)
-        self.v_Nd, self.t_Nd = (torch.nn.functional.normalize(normal(items, dim), dim=1) for _ in range(2))
+        rows = [torch.nn.functional.normalize(normal(items, dim), dim=1) for _ in MODALITIES]
+        self.v_Nd, self.t_Nd = (
+            row_Nd if modality in modalities else torch.zeros_like(row_Nd)
+            for modality, row_Nd in zip(MODALITIES, rows, strict=True)
+        )
 
     def items(self) -> torch.Tensor:
         return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)

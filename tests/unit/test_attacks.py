@@ -18,14 +18,14 @@ from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.attacks.transfer import Transfer
 from uatmc_dist.config import ATTACKS, AttackConfig
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import promotion
 from uatmc_dist.evaluation.scenes import draw_ids, strata
 
 USERS, ITEMS, D, K = 60, 130, 6, 20
 LOSSES = {"hinge": Hinge(1.0), "far hinge": Hinge(10.0), "soft rank": SoftRank(0.7), "log hinge": LogHinge(0.3)}
-SUITE = {attack.name: attack for attack in attacks_of(AttackConfig(apgd_steps=10, queries=30))}
+SUITE = {attack.name: attack for attack in attacks_of(AttackConfig(apgd_steps=10, queries=30), MODALITIES)}
 
 
 def problem(seed=0, surrogate=None):

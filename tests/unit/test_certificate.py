@@ -12,7 +12,7 @@ from tests.unit.random_model import BUDGETS, RandomModel, scene
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.evaluation.certificate import certified_hits, certify
 from uatmc_dist.evaluation.promotion import attack_model
 from uatmc_dist.evaluation.scenes import Bars
@@ -26,18 +26,19 @@ from uatmc_dist.evaluation.scenes import Bars
     epsilon=st.sampled_from([1e-6, 0.01, 0.1, 1.0, 30.0]),
     scale=st.sampled_from([0.0, 1e-4, 1.0, 100.0]),
     budget_of=st.sampled_from(list(BUDGETS.values())),
+    modalities=st.sampled_from([MODALITIES, *((name,) for name in MODALITIES)]),
 )
-def test_no_attack_of_the_suite_passes_the_certificate(seed, users, dim, epsilon, scale, budget_of):
-    model = RandomModel(users, 30, dim, seed, scale)
+def test_no_attack_of_the_suite_passes_the_certificate(seed, users, dim, epsilon, scale, budget_of, modalities):
+    model = RandomModel(users, 30, dim, seed, scale, modalities)
     model.v_Nd[3] = 0  # a row without direction cannot be moved
     model.identity_Nd[7], model.v_Nd[7], model.t_Nd[7] = model.identity_Nd[8], model.v_Nd[8], model.t_Nd[8]  # a tie
     budget = budget_of(epsilon, dim)
-    twin = RandomModel(users, 30, dim, seed + 1, scale)
+    twin = RandomModel(users, 30, dim, seed + 1, scale, modalities)
     drawn = scene(model, 4, surrogate=scene(twin, 4).targets)
     bound_T = drawn.certified_hits(budget)
     of_catalog_N = certified_hits(model, Bars.of(model, 4), 4, budget)
     assert (of_catalog_N >= bound_T.numpy() - 1e-12).all()
-    for attack in attacks_of(AttackConfig(apgd_steps=8, queries=15)):
+    for attack in attacks_of(AttackConfig(apgd_steps=8, queries=15), modalities):
         for deltas in attack(drawn.targets, budget, torch.Generator().manual_seed(seed)):
             assert (drawn.hits(drawn.moved(deltas, budget)) <= bound_T).all(), attack.name
 

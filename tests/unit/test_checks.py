@@ -9,7 +9,7 @@ from uatmc_dist.attacks import suite
 from uatmc_dist.attacks.fgsm import FGSM
 from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.evaluation import promotion
 
 NAMES = {
@@ -30,7 +30,7 @@ def checks(catalog, monkeypatch, attacks=None, **changes):
     if attacks and isinstance(attacks[0], str):
         changes["attacks"] = attacks
     elif attacks:
-        monkeypatch.setattr(promotion, "attacks_of", lambda config: attacks)
+        monkeypatch.setattr(promotion, "attacks_of", lambda config, modalities: attacks)
     model = RandomModel(catalog.num_users, catalog.num_items, 6)
     config = AttackConfig(**{"num_targets": 20, "seeds": [1, 2], "epsilons": [0.05, 0.2], "k": 20, **changes})
     report = promotion.attack_model(model, catalog, config, model)
@@ -76,7 +76,7 @@ def test_the_planted_item_is_missed_by_an_attack_that_is_broken(tiny_catalog, mo
 
 def test_weak_white_box_attacks_and_falling_success_are_told(tiny_catalog, monkeypatch):
     catalog = Catalog(tiny_catalog)
-    square = next(attack for attack in suite.attacks_of(AttackConfig()) if attack.name == "square")
+    square = next(attack for attack in suite.attacks_of(AttackConfig(), MODALITIES) if attack.name == "square")
     found = checks(catalog, monkeypatch, [Backwards(), square])
     assert not found["white_box_beats_black_box_and_transfer"]["passed"]
     assert not found["success_grows_with_epsilon"]["passed"]

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.unit.random_model import content_model
 from tests.unit.test_coordination import ITEMS, OBJECTIVES, D, problem
 from uatmc_dist.adversary.budget import Budget, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, closed_form
 from uatmc_dist.adversary.defenses import Noise, adversary, certified_bonus
 from uatmc_dist.config import AdversarialConfig
-from uatmc_dist.models.projectors import ContentModel
 from uatmc_dist.seeding import normal_rows
 
 
@@ -63,7 +63,7 @@ def test_the_handicap_raises_the_score_of_every_negative(objective):
 
 
 def test_the_certified_bonus_differentiates_into_users_and_fusion():
-    dense = ContentModel(3, 3, [4], [4], D)
+    dense = content_model(D)
     users_BK = torch.randn(6, 2 * D, requires_grad=True)
     config = AdversarialConfig(adversary="certified", epsilon=0.2)
     certified_bonus(config, users_BK, dense).sum().backward()

@@ -120,7 +120,7 @@ REFUSED = {
     "integers": (spoil_features("image_feat.npy", lambda m: m.astype(int)), ["image_feat.npy", "int64"]),
     "truncated features": (truncate("image_feat.npy", 200), ["image_feat.npy", "truncated"]),
     "empty file": (truncate("image_feat.npy", 0), ["image_feat.npy", "truncated"]),
-    "missing modality": (lambda source: (source / "image_feat.npy").unlink(), ["image_feat.npy", "missing"]),
+    "no features": (lambda source: [file.unlink() for file in source.glob("*.npy")], ["neither image_feat.npy nor"]),
     "no .inter": (lambda source: (source / "shop.inter").unlink(), ["no .inter file"]),
     "two .inter": (lambda source: (source / "b.inter").write_text(""), ["b.inter", "keep one"]),
 }

@@ -154,7 +154,7 @@ def test_collectives_of_a_step_are_those_that_a_profile_shows():
 
 def test_dense_parameters_are_those_of_the_content_model():
     problem = Problem(10, 10, 10, 20, 12, (16, 12), (12,), embedding_dim=8)
-    model = ContentModel(20, 12, [16, 12], [12], 8)
+    model = ContentModel({"visual": 20, "text": 12}, {"visual": [16, 12], "text": [12]}, 8)
     assert problem.dense_parameters("clean") == sum(p.numel() for p in model.parameters())
     model.freeze_projectors()
     assert problem.dense_parameters("adversarial") == sum(p.numel() for p in model.parameters() if p.requires_grad)

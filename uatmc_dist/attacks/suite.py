@@ -1,5 +1,7 @@
 """The attacks of a configuration, by name."""
 
+from collections.abc import Sequence
+
 from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.base import Attack
 from uatmc_dist.attacks.coordinated import Coordinated
@@ -12,8 +14,12 @@ from uatmc_dist.attacks.square import Square
 from uatmc_dist.attacks.transfer import Transfer
 from uatmc_dist.config import AttackConfig
 
+OF_TWO_MODALITIES = ("coordinated", "anti_aligned", "visual_only", "text_only")
+"""Attacks that are another one, or none at all, where items have one modality."""
 
-def attacks_of(config: AttackConfig) -> list[Attack]:
+
+def attacks_of(config: AttackConfig, modalities: Sequence[str]) -> list[Attack]:
+    """`modalities` that the model has."""
     apgd = APGD(config.apgd_steps, config.restarts)
     known: list[Attack] = [
         FGSM(),
@@ -28,4 +34,5 @@ def attacks_of(config: AttackConfig) -> list[Attack]:
         Square(config.queries),
         Transfer(apgd),
     ]
-    return [attack for attack in known if attack.name in config.attacks]
+    left_out = OF_TWO_MODALITIES if len(modalities) < 2 else ()
+    return [attack for attack in known if attack.name in config.attacks and attack.name not in left_out]

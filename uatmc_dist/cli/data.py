@@ -14,7 +14,7 @@ app.add_typer(data, name="data")
 
 @data.command("import-mmrec")
 def import_mmrec(
-    source: Annotated[Path, typer.Argument(help="Folder with NAME.inter, image_feat.npy and text_feat.npy.")],
+    source: Annotated[Path, typer.Argument(help="Folder with NAME.inter and image_feat.npy, text_feat.npy or both.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new catalog.")],
     visual_encoder: Annotated[str, typer.Option(help="What made image_feat.npy.")] = "unknown",
     text_encoder: Annotated[str, typer.Option(help="What made text_feat.npy.")] = "unknown",

@@ -58,6 +58,7 @@ def attack(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check of the attacks fails.")] = False,
 ) -> None:
     """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json."""
+    from uatmc_dist.attacks.suite import OF_TWO_MODALITIES
     from uatmc_dist.evaluation.promotion import attack_model
     from uatmc_dist.tables.attacks import print_attacks
 
@@ -65,6 +66,11 @@ def attack(
     surrogate = None
     if "transfer" in config.attack.attacks:
         surrogate = _surrogate(config, catalog)
+    if model.dense is not None and len(model.dense.modalities) < 2:
+        left_out = [name for name in config.attack.attacks if name in OF_TWO_MODALITIES]
+        if left_out:
+            why = f"the model has {model.dense.modalities[0]} features alone"
+            console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
     with shown("scenes") as progress:
         report = attack_model(model, catalog, config.attack, surrogate, progress)
     path = folder.write_json("attack.json", report)

@@ -138,6 +138,11 @@ class Catalog:
             for name, entry in self.meta["modalities"].items()
         }
 
+    @property
+    def modalities(self) -> list[str]:
+        """Those of MODALITIES that the catalog has."""
+        return [modality for modality in MODALITIES if modality in self.features]
+
     def _sums(self, name: str) -> Sequence[str]:
         return self.meta.get("checksums", {}).get(name, ())
 

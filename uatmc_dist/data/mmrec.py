@@ -1,7 +1,7 @@
 """Import of data sets in the MMRec convention (also used by BM3, FREEDOM and the UAT-MC paper).
 
 NAME.inter        TSV with userID, itemID, x_label (0 train, 1 valid, 2 test), optionally timestamp
-image_feat.npy    one row an item          text_feat.npy    one row an item
+image_feat.npy    one row an item          text_feat.npy    one row an item; one of them is enough
 item_text.csv     optional: itemID with title and source_id
 """
 
@@ -26,12 +26,16 @@ def import_mmrec(source: Path, out: Path, encoders: dict[str, str], overwrite: b
     Raises UserError naming file, row or key, what is wrong and the mend.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give the folder that holds NAME.inter and the two .npy files")
-    features = {modality: _open_npy(source / file) for modality, file in FEATURE_FILES.items()}
+        raise UserError(f"{source}: no such folder; give the folder that holds NAME.inter and the .npy files")
+    features = {
+        modality: _open_npy(source / file) for modality, file in FEATURE_FILES.items() if (source / file).exists()
+    }
+    if not features:
+        raise UserError(f"{source}: neither {' nor '.join(FEATURE_FILES.values())}; give one feature row an item")
     inter = _find_inter(source)
     interactions = _read_inter(inter)
-    num_items = len(features["visual"])
-    if len(features["text"]) != num_items:
+    num_items = len(next(iter(features.values())))
+    if len(features) > 1 and len(features["text"]) != num_items:
         raise UserError(
             f"{source / FEATURE_FILES['text']}: {len(features['text'])} rows, but "
             f"{FEATURE_FILES['visual']} has {num_items}; both need one row an item"
@@ -65,8 +69,6 @@ def import_mmrec(source: Path, out: Path, encoders: dict[str, str], overwrite: b
 def _open_npy(path: Path) -> np.ndarray:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; both modalities are needed, one feature row an item") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path}: truncated or not a .npy file ({str(error).splitlines()[0]}); write it again"

@@ -38,10 +38,12 @@ def measure_mismatch(
 ) -> dict[str, Any]:
     """What mismatch.json holds: the model, and the one that it started from.
 
-    Before is the run of `start_from`, or the seeded initial weights. Raises UserError for a model without content.
+    Before is the run of `start_from`, or the seeded initial weights. Raises UserError without two modalities.
     """
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so it has no modalities to compare")
+    if len(model.dense.modalities) < 2:
+        raise UserError(f"this model has {model.dense.modalities[0]} features alone; there is nothing to compare")
     if config.start_from is not None:
         start, name = TrainedModel.load(config.start_from, catalog), str(config.start_from)
     else:

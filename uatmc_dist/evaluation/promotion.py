@@ -65,7 +65,10 @@ def attack_model(
         _check_surrogate(model, surrogate)
     bars = Bars.of(model, config.k)
     surrogate_bars = None if surrogate is None else Bars.of(surrogate, config.k)
-    attacks = [attack for attack in attacks_of(config) if attack.name != "transfer" or surrogate is not None]
+    possible = attacks_of(config, model.dense.modalities)
+    if not possible:
+        raise UserError(f"attack.attacks: {', '.join(config.attacks)} need two modalities, and this model has one")
+    attacks = [attack for attack in possible if attack.name != "transfer" or surrogate is not None]
     if not attacks:
         raise UserError("attack.attacks: only transfer, and no undefended run to make it on; give attack.surrogate=RUN")
     found: dict[str, _Stratum] = {}
@@ -89,7 +92,7 @@ def attack_model(
     ]
     return {
         "protocol": _protocol(config),
-        "threat_model": _threat_model(config, model.v_Nd.shape[1], surrogate.path if surrogate is not None else None),
+        "threat_model": _threat_model(config, model, surrogate.path if surrogate is not None else None),
         "k": config.k,
         "ks": list(bars.ks),
         "epsilons": config.epsilons,
@@ -219,14 +222,19 @@ def _protocol(config: AttackConfig) -> str:
     return ", ".join(["paper", *differing])
 
 
-def _threat_model(config: AttackConfig, dim: int, surrogate: Path | None) -> dict[str, Any]:
+def _threat_model(config: AttackConfig, model: TrainedModel, surrogate: Path | None) -> dict[str, Any]:
+    assert model.dense is not None
+    dim = model.v_Nd.shape[1]
+    adjectives = {"visual": "visual", "text": "textual"}
+    rows = " and ".join(adjectives[modality] for modality in model.dense.modalities)
+    rows += " rows, each within its own ball" if len(model.dense.modalities) > 1 else " row"
     radius = "epsilon x L2 norm of the row"
     if (config.norm, config.budget) == ("l2", "paper"):
         radius = f"epsilon x sqrt({dim}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
     return {
         "goal": f"promotion: bring one target item into the top {config.k} of as many anchor users as possible",
         "time": "inference (evasion); the model is fixed",
-        "perturbed": "the target's projected visual and textual rows, each within its own ball",
+        "perturbed": f"the target's projected {rows}",
         "norm": config.norm,
         "budget": config.budget,
         "radius": radius,

@@ -1,8 +1,9 @@
 """A trained model for other programs: one safetensors file of all that scores, and the item vectors as Parquet.
 
 embeddings.safetensors    user [U, K], item [N, K] (score = <user, item>), fusion.{w_v, w_t, bias} and the projectors'
-                          weights by layer (projector.visual.0.weight, ...); the header's metadata say how they belong
-                          together. Where users are their histories also history [N, K]: somebody new is the sum of
+                          weights by layer (projector.visual.0.weight, ...), of a modality that the catalog has; the
+                          header's metadata say how they belong together. Where users are their histories also
+                          history [N, K]: somebody new is the sum of
                           his items' rows over the square root of their number
 items.parquet             item int64, source_id string, vector fixed_size_list<float>[K]: what a vector index ingests
 """
@@ -52,7 +53,7 @@ def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
     if model.dense is None:
         return {}
     weights = {name: weight.detach() for name, weight in model.dense.named_parameters()}
-    fusion = {f"fusion.{name}": weights[name] for name in ("w_v", "w_t", "bias")}
+    fusion = {f"fusion.{name}": weights[name] for name in ("w_v", "w_t", "bias") if name in weights}
     projectors = {f"projector.{name}": w for name, w in weights.items() if name.startswith(MODALITIES)}
     return {**fusion, **projectors}
 

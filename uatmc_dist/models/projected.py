@@ -61,7 +61,7 @@ def projected_items(
 
 def _key(model: ContentModel, catalog: Catalog, dtype: torch.dtype) -> str:
     digest = hashlib.sha256(str(dtype).encode())
-    for name in MODALITIES:
+    for name in catalog.modalities:
         file = catalog.features[name].path.stat()
         digest.update(f"{name} {file.st_size} {file.st_mtime_ns}".encode())
         for key, weight in getattr(model, name).state_dict().items():

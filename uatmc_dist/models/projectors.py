@@ -1,5 +1,7 @@
 """Projectors of raw features, and the linear fusion of their outputs (docs/algorithm.md, sections 1 and 2)."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,31 +29,58 @@ class Projector(nn.Sequential):
 class ContentModel(nn.Module):
     """The dense part of VBPR: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
 
+    `widths` [D] of the raw features and `hidden` widths by modality. A modality that the catalog lacks has no
+    projector: its rows are zero, so that nothing in them can be perturbed, and its part of the fusion is a constant 0.
     Inputs may be float32 while the parameters are bfloat16; outputs are float32.
     """
 
-    def __init__(self, visual_width: int, text_width: int, visual_hidden: list[int], text_hidden: list[int], dim: int):
+    def __init__(self, widths: Mapping[str, int], hidden: Mapping[str, list[int]], dim: int) -> None:
         super().__init__()
-        self.visual = Projector(visual_width, visual_hidden, dim)
-        self.text = Projector(text_width, text_hidden, dim)
-        self.w_v = nn.Parameter(torch.empty(dim, dim))
-        self.w_t = nn.Parameter(torch.empty(dim, dim))
+        self.modalities = [modality for modality in MODALITIES if modality in widths]
+        for modality in self.modalities:
+            self.add_module(modality, Projector(widths[modality], hidden[modality], dim))
+        for name, modality in zip(("w_v", "w_t"), MODALITIES, strict=True):
+            if modality in widths:
+                self.register_parameter(name, nn.Parameter(torch.empty(dim, dim)))
+            else:
+                self.register_buffer(name, torch.zeros(dim, dim), persistent=False)
         self.bias = nn.Parameter(torch.zeros(dim))
-        nn.init.xavier_uniform_(self.w_v)
-        nn.init.xavier_uniform_(self.w_t)
+        for fusion in self.fusions():
+            nn.init.xavier_uniform_(fusion)
         # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
         self.log_temperature = nn.Parameter(torch.full((1,), 0.1).log())
 
+    def fusions(self) -> list[nn.Parameter]:
+        """W_v and W_t, or the one of them that trains."""
+        return [weight for weight in (self.w_v, self.w_t) if isinstance(weight, nn.Parameter)]
+
+    def start_from_components(self, components: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Linear projectors onto principal components (mean [D], components [k, D]) by modality; fusion as a sum."""
+        with torch.no_grad():
+            for modality, (mean_D, components_kD) in components.items():
+                layer = self.get_submodule(modality)[0]  # type: ignore[index]
+                layer.weight.zero_()[: len(components_kD)] = components_kD
+                layer.bias.zero_()[: len(components_kD)] = -components_kD @ mean_D
+            for fusion in self.fusions():
+                nn.init.eye_(fusion)
+
     def freeze_projectors(self) -> None:
         """What the adversarial phase trains is the fusion alone."""
-        for parameter in (*self.visual.parameters(), *self.text.parameters(), self.log_temperature):
-            parameter.requires_grad_(False)
+        for module in (self.get_submodule(modality) for modality in self.modalities):
+            module.requires_grad_(False)
+        self.log_temperature.requires_grad_(False)
 
-    def project(self, visual_raw: torch.Tensor, text_raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw rows [n, D_v], [n, D_t] to unit rows v, t [n, d]."""
-        dtype = self.w_v.dtype
-        visual, text = self.visual(visual_raw.to(dtype)), self.text(text_raw.to(dtype))
-        return F.normalize(visual.float(), dim=1), F.normalize(text.float(), dim=1)
+    def project(self, raw: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw rows [n, D] by modality to unit rows v, t [n, d]; zero rows where an item has no photo or text."""
+        dtype, num_rows = self.w_v.dtype, len(next(iter(raw.values())))
+        v_nd, t_nd = (
+            F.normalize(self.get_submodule(modality)(raw[modality].to(dtype)).float(), dim=1)
+            * raw[modality].any(dim=1, keepdim=True)
+            if modality in self.modalities
+            else torch.zeros(num_rows, len(self.bias), device=self.bias.device)
+            for modality in MODALITIES
+        )
+        return v_nd, t_nd
 
     def fuse(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
         dtype = self.w_v.dtype
@@ -62,29 +91,22 @@ class ContentModel(nn.Module):
 def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
     """Same initial weights for the same seed, on any rank."""
     model = config.model
+    widths = {modality: catalog.features[modality].width for modality in catalog.modalities}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return ContentModel(
-            catalog.features["visual"].width,
-            catalog.features["text"].width,
-            model.visual_hidden,
-            model.text_hidden,
-            model.embedding_dim,
-        )
+        return ContentModel(widths, {"visual": model.visual_hidden, "text": model.text_hidden}, model.embedding_dim)
 
 
 def initialised_content_model(config: Config, catalog: Catalog) -> ContentModel:
     """The dense part that training starts from (model.initial)."""
     model = build_content_model(config, catalog)
     if config.model.initial == "content":
-        with torch.no_grad():
-            for modality in MODALITIES:
-                layer = getattr(model, modality)[0]
-                mean_D, components_kD = principal_components(catalog, modality, config.model.embedding_dim, config.seed)
-                layer.weight.zero_()[: len(components_kD)] = components_kD
-                layer.bias.zero_()[: len(components_kD)] = -components_kD @ mean_D
-            for fusion in (model.w_v, model.w_t):
-                nn.init.eye_(fusion)
+        model.start_from_components(
+            {
+                modality: principal_components(catalog, modality, config.model.embedding_dim, config.seed)
+                for modality in catalog.modalities
+            }
+        )
     return model
 
 
@@ -126,13 +148,13 @@ def project_items(
     parts = []
     for start in range(lo, max(hi, lo + 1), CHUNK):  # an empty block still has a width
         ids = np.arange(start, min(start + CHUNK, hi))
-        parts.append(model.project(*(raw_rows(catalog, modality, ids, device) for modality in MODALITIES)))
+        parts.append(model.project(raw_rows(catalog, ids, device)))
         for features in catalog.features.values():
             features.release()
     v_parts, t_parts = zip(*parts, strict=True)
     return torch.cat(v_parts), torch.cat(t_parts)
 
 
-def raw_rows(catalog: Catalog, modality: str, ids: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Raw feature rows [len(ids), D] in float32."""
-    return torch.from_numpy(catalog.features[modality].rows(ids)).to(device)
+def raw_rows(catalog: Catalog, ids: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+    """Raw feature rows [len(ids), D] in float32, by modality."""
+    return {name: torch.from_numpy(catalog.features[name].rows(ids)).to(device) for name in catalog.modalities}

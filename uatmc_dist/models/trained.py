@@ -116,7 +116,15 @@ class ModelFile:
                     f"{self.path}: {self.num_rows(table)} {what}s, but the catalog {catalog.path} has {count}; "
                     "give the catalog that the model was trained on"
                 )
-        for modality in MODALITIES if self.config.model.content else ():
+        if not self.config.model.content:
+            return
+        trained = [name for name in MODALITIES if f"dense.{name}.0.weight" in self._file.keys()]  # noqa: SIM118
+        if trained != catalog.modalities:
+            raise UserError(
+                f"{self.path}: trained with {' and '.join(trained)}, but the catalog {catalog.path} has "
+                f"{' and '.join(catalog.modalities) or 'neither'}; give the catalog that the model was trained on"
+            )
+        for modality in trained:
             width = self._file.get_slice(f"dense.{modality}.0.weight").get_shape()[1]
             if width != catalog.features[modality].width:
                 raise UserError(

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
-from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import (
     ContentModel,
@@ -99,8 +99,7 @@ class VBPR:
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t [n, d] of these items of this rank's block."""
         if self._projected is None:
-            raw = (raw_rows(self._catalog, modality, ids_n.numpy(), self._device) for modality in MODALITIES)
-            return self.dense.project(*raw)
+            return self.dense.project(raw_rows(self._catalog, ids_n.numpy(), self._device))
         v_nd, t_nd = self._projected
         if len(ids_n) < len(v_nd):
             index_n = (ids_n - self.items.block.lo).to(self._device)
