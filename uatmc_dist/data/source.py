@@ -19,7 +19,16 @@ from uatmc_dist.errors import UserError
 _TABS = (".tsv", ".inter", ".item")
 _KNOWN = "CSV, TSV, Parquet, JSON lines (.jsonl) and RecBole's .inter and .item"
 _DAY, _SECOND = 86400, 1
-DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
+DATE_FORMATS = (
+    "%Y-%m-%d",
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y/%m/%d",
+    "%Y%m%d",
+    "%d.%m.%Y",
+    "%d/%m/%Y",
+    "%m/%d/%Y",
+)
 _PATTERNS = {
     "%Y-%m-%d": r"\d{4}-\d{1,2}-\d{1,2}",
     "%Y-%m-%d %H:%M:%S": r"\d{4}-\d{1,2}-\d{1,2} \d{1,2}:\d{2}:\d{2}",

