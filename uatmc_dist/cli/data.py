@@ -5,11 +5,102 @@ from typing import Annotated
 
 import typer
 
-from uatmc_dist.cli.common import app, console, tell_catalog
+from uatmc_dist.cli.common import app, console, tell_catalog, tell_written
 from uatmc_dist.progress import shown
 
 data = typer.Typer(help="Make and look at catalogs.", no_args_is_help=True)
 app.add_typer(data, name="data")
+
+
+@data.command()
+def build(
+    out: Annotated[Path, typer.Argument(help="Folder of the new catalog.")],
+    interactions: Annotated[Path, typer.Option(help="Orders, clicks, ratings: CSV, TSV, Parquet, JSON lines, .inter.")],
+    items: Annotated[Path | None, typer.Option(help="Articles with their texts, a row each.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos ID.EXT, at any depth.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the catalog; that of its folder by default.")] = None,
+    user_column: Annotated[str | None, typer.Option(help="Guessed: user_id, customer_id, ...")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Guessed: item_id, article_id, asin, ...")] = None,
+    time_column: Annotated[str | None, typer.Option(help="Guessed: timestamp, t_dat, date, ...")] = None,
+    rating_column: Annotated[str | None, typer.Option(help="Guessed: rating, stars, ...")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Leave out interactions rated lower.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The items' ids in --items. Guessed like --item-column.")
+    ] = None,
+    title_column: Annotated[str | None, typer.Option(help="Guessed: title, name, prod_name, ...")] = None,
+    text_columns: Annotated[
+        str | None,
+        typer.Option(help="Columns joined into the text, with commas. Guessed: text, or title and the like."),
+    ] = None,
+    photo_column: Annotated[str | None, typer.Option(help="Paths below --photos, or file names.")] = None,
+    k_core: Annotated[int, typer.Option(help="Leave out users and items with fewer interactions; 1 keeps all.")] = 5,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="chronological (each user's last are valid and test), random (of each user's), leave-one-out, date, or "
+            "column. By default chronological where there are times."
+        ),
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="train, valid, test, or 0, 1, 2; for --split column.")
+    ] = None,
+    valid_from: Annotated[str | None, typer.Option(help="First day of valid, for --split date.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="First day of test, for --split date.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --split random.")] = 0,
+    visual_encoder: Annotated[
+        str, typer.Option(help="efficientnet-lite0, timm:NAME, open_clip:NAME/WEIGHTS, or one of transformers.")
+    ] = "efficientnet-lite0",
+    text_encoder: Annotated[
+        str, typer.Option(help="Name of a sentence-transformers model, or its folder.")
+    ] = "all-MiniLM-L6-v2",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos and texts are encoded.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="What was encoded before; encoded/ of the catalog.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
+) -> None:
+    """From a shop's own files to a catalog: orders, articles, photos. Goes on where it was interrupted."""
+    from uatmc_dist.data.build import BuildOptions, build_catalog
+
+    options = BuildOptions(
+        interactions=interactions,
+        items=items,
+        photos=photos,
+        name=name,
+        user_column=user_column,
+        item_column=item_column,
+        time_column=time_column,
+        rating_column=rating_column,
+        min_rating=min_rating,
+        id_column=id_column,
+        title_column=title_column,
+        text_columns=tuple(part.strip() for part in (text_columns or "").split(",") if part.strip()),
+        photo_column=photo_column,
+        k_core=k_core,
+        split=split,  # type: ignore[arg-type]  # checked there, in one line
+        split_column=split_column,
+        valid_from=valid_from,
+        test_from=test_from,
+        seed=seed,
+        visual_encoder=visual_encoder,
+        text_encoder=text_encoder,
+        device=device,
+        cache=cache,
+    )
+    say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    build_catalog(out, options, overwrite, shown, say)
+    tell_catalog(out)
+
+
+@data.command("export-mmrec")
+def export_mmrec(
+    path: Annotated[Path, typer.Argument(help="Folder of a catalog.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write NAME.inter and the .npy files into.")],
+) -> None:
+    """Writes a catalog in the MMRec convention, so that peer libraries run on the same data."""
+    from uatmc_dist.data import mmrec
+    from uatmc_dist.data.catalog import Catalog
+
+    for written in mmrec.export_mmrec(Catalog(path), out):
+        tell_written(written)
 
 
 @data.command("import-mmrec")

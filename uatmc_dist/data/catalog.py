@@ -2,8 +2,10 @@
 
 catalog.json            format, sizes, counts, checksums, and for each modality: file, width, dtype, encoder
 interactions.parquet    user int64, item int64, timestamp int64, split (0 train, 1 valid, 2 test)
-items.parquet           item id of the source, title
+items.parquet           item id of the source, title; of a built catalog also text, photo (its path) and photo_xxh3
+users.parquet           user id of the source; of a built catalog
 features/NAME.arrow     one record batch a block of rows, fixed-size lists of float16 or float32
+encoded/                a cache: features by content hash (encoders/cache.py)
 projected/              a cache: projected features of some trained models (models/projected.py)
 training/               a cache: training items of every user, for memory mapping (data/batches.py)
 baselines/              a cache: figures of the baselines by split (evaluation/comparison.py)
@@ -12,7 +14,7 @@ baselines/              a cache: figures of the baselines by split (evaluation/c
 import json
 import mmap
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +185,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path}: no catalog here (catalog.json is missing); make one with `uatmc data import-mmrec` "
-            "or `uatmc data synthesize`"
+            "or `uatmc data build`"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); make the catalog again") from None
@@ -244,6 +246,14 @@ def block_rows(width: int, dtype: np.dtype) -> int:
     return max(1, _BLOCK_BYTES // (width * dtype.itemsize))
 
 
+def refuse_to_replace(path: Path, overwrite: bool) -> None:
+    """UserError where `path` is no place for a catalog, or has one that is not to be replaced."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; give the folder to write the catalog into")
+    if (path / "catalog.json").exists() and not overwrite:
+        raise UserError(f"{path}: holds a catalog already; give another folder or --overwrite")
+
+
 @dataclass
 class CatalogWriter:
     """Writes a catalog; catalog.json comes last, so that an interrupted one is never taken for whole.
@@ -261,11 +271,8 @@ class CatalogWriter:
     _interactions: pq.ParquetWriter | None = None
 
     def __post_init__(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file; give the folder to write the catalog into")
+        refuse_to_replace(self.path, self.overwrite)
         if (self.path / "catalog.json").exists():
-            if not self.overwrite:
-                raise UserError(f"{self.path}: holds a catalog already; give another folder or --overwrite")
             (self.path / "catalog.json").unlink()
             for cache in (PROJECTED, TRAINING, BASELINES):
                 shutil.rmtree(self.path / cache, ignore_errors=True)
@@ -280,6 +287,14 @@ class CatalogWriter:
         self._modalities[modality] = {"file": file, "width": width, "dtype": dtype.name, "encoder": encoder}
         return FeatureWriter(self.path / file, width, dtype, source)
 
+    def encoded(self, modality: str, rows: np.ndarray, record: dict[str, Any]) -> None:
+        """Features [N, width] that an encoder has made, and how (encoders/base.py)."""
+        width, step = rows.shape[1], block_rows(rows.shape[1], rows.dtype)
+        with self.features(modality, width, rows.dtype, record["encoder"], f"encoded {modality} content") as writer:
+            for start in range(0, len(rows), step):
+                writer.write(rows[start : start + step])
+        self._modalities[modality]["encoding"] = record
+
     def interactions(self, block: Interactions) -> None:
         """Appends a block of them."""
         if self._interactions is None:
@@ -290,12 +305,25 @@ class CatalogWriter:
         for index, name in enumerate(SPLITS):
             self._counts[name] += int((block.splits == index).sum())
 
-    def finish(self, source_ids: list[str], titles: list[str], notes: dict[str, int]) -> None:
-        """Writes the items, then catalog.json. `notes` are counts worth keeping (cold users, ...)."""
+    def finish(
+        self,
+        source_ids: list[str],
+        titles: list[str],
+        notes: dict[str, int],
+        user_ids: list[str] | None = None,
+        contents: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> None:
+        """Writes items and users, then catalog.json. `notes` are counts worth keeping (cold users, ...), `contents`
+        columns of the items: what was encoded."""
         assert self._interactions is not None
         self._interactions.close()
-        pq.write_table(pa.table({"source_id": source_ids, "title": titles}), self.path / "items.parquet")
+        columns = {"source_id": source_ids, "title": titles, **(contents or {})}
+        items = {name: pa.array(column, pa.string()) for name, column in columns.items()}
+        pq.write_table(pa.table(items), self.path / "items.parquet")
         files = ["interactions.parquet", "items.parquet", *(entry["file"] for entry in self._modalities.values())]
+        if user_ids is not None:
+            pq.write_table(pa.table({"source_id": user_ids}), self.path / "users.parquet")
+            files.append("users.parquet")
         meta = {
             "format": FORMAT,
             "version": VERSION,

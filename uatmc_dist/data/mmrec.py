@@ -1,4 +1,4 @@
-"""Import of data sets in the MMRec convention (also used by BM3, FREEDOM and the UAT-MC paper).
+"""Data sets in the MMRec convention, both ways (also used by BM3, FREEDOM and the UAT-MC paper).
 
 NAME.inter        TSV with userID, itemID, x_label (0 train, 1 valid, 2 test), optionally timestamp
 image_feat.npy    one row an item          text_feat.npy    one row an item; one of them is enough
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from uatmc_dist.data.catalog import SPLITS, CatalogWriter, Interactions, block_rows
+from uatmc_dist.data.catalog import SPLITS, Catalog, CatalogWriter, Interactions, block_rows
 from uatmc_dist.errors import UserError
 
 FEATURE_FILES = {"visual": "image_feat.npy", "text": "text_feat.npy"}
@@ -64,6 +64,48 @@ def import_mmrec(source: Path, out: Path, encoders: dict[str, str], overwrite: b
     writer.interactions(interactions)
     writer.finish(source_ids, titles, notes)
     return notes
+
+
+def export_mmrec(catalog: Catalog, out: Path) -> list[Path]:
+    """Writes NAME.inter, the .npy files and item_text.csv; returns their paths. Users and items without any interaction
+    are left out, the others renumbered: the convention knows no gaps. Raises UserError where it cannot be written."""
+    interactions = catalog.interactions()
+    users, items = np.unique(interactions.users), np.unique(interactions.items)
+    source_ids, titles = catalog.titles()
+    columns = {
+        "userID": np.searchsorted(users, interactions.users),
+        "itemID": np.searchsorted(items, interactions.items),
+        "timestamp": interactions.timestamps,
+        "x_label": interactions.splits.astype(np.int64),
+    }
+    order = np.lexsort((columns["timestamp"], columns["x_label"], columns["userID"]))
+    inter, texts = out / f"{catalog.name}.inter", out / "item_text.csv"
+    written = [inter, texts]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        table = pa.table({name: column[order] for name, column in columns.items()})
+        pv.write_csv(table, inter, pv.WriteOptions(delimiter="\t", quoting_header="none"))
+        described = pa.table(
+            {
+                "itemID": np.arange(len(items)),
+                "source_id": [source_ids[item] for item in items],
+                "title": [titles[item] for item in items],
+            }
+        )
+        pv.write_csv(described, texts, pv.WriteOptions(quoting_header="none"))
+        for modality in catalog.modalities:
+            file = out / FEATURE_FILES[modality]
+            features = catalog.features[modality]
+            matrix = np.lib.format.open_memmap(file, "w+", features.dtype, (len(items), features.width))
+            step = block_rows(features.width, features.dtype)
+            for start in range(0, len(items), step):
+                matrix[start : start + step] = features.rows(items[start : start + step])
+            matrix.flush()
+            features.release()
+            written.append(file)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from None
+    return written
 
 
 def _open_npy(path: Path) -> np.ndarray:

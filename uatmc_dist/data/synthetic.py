@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from uatmc_dist.data.catalog import CatalogWriter, Interactions, block_rows
+from uatmc_dist.data.splits import held_out_by_field
 from uatmc_dist.errors import UserError
 
 _SHARED, _SINGLE, _STYLE = 16, 8, 8
@@ -138,7 +139,7 @@ def _draw_interactions(
         user_of = pairs // items
         drawn = np.bincount(user_of, minlength=block.stop - start)
         rank = np.arange(len(pairs)) - np.repeat(drawn.cumsum() - drawn, drawn)
-        yield Interactions(user_of + start, pairs % items, 86400 * rank, _splits(rank, drawn[user_of]))
+        yield Interactions(user_of + start, pairs % items, 86400 * rank, held_out_by_field(rank, drawn[user_of]))
 
 
 def _favourite_clusters(
@@ -186,10 +187,3 @@ def _choose(
     fit += np.einsum("ud,ucd->uc", taste[wanting, _SINGLE:], text_only[candidates])
     fit += rng.gumbel(scale=2.0, size=fit.shape)
     return candidates[np.arange(len(wanting)), fit.argmax(axis=1)]
-
-
-def _splits(rank: np.ndarray, degree: np.ndarray) -> np.ndarray:
-    """The field's rule: the last two are valid and test below ten interactions, else 80/10/10."""
-    held_out = np.where(degree < 10, 1, degree // 10)
-    from_end = degree - 1 - rank
-    return np.where(from_end < held_out, 2, np.where(from_end < 2 * held_out, 1, 0)).astype(np.int8)

