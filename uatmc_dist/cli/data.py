@@ -30,15 +30,18 @@ def build(
     title_column: Annotated[str | None, typer.Option(help="Guessed: title, name, prod_name, ...")] = None,
     text_columns: Annotated[
         str | None,
-        typer.Option(help="Columns joined into the text, with commas. Guessed: text, or title and the like."),
+        typer.Option(help="Columns that make the text, with commas. Guessed: text, or title and the like."),
     ] = None,
     photo_column: Annotated[str | None, typer.Option(help="Paths below --photos, or file names.")] = None,
-    k_core: Annotated[int, typer.Option(help="Leave out users and items with fewer interactions; 1 keeps all.")] = 5,
+    k_core: Annotated[
+        int | None,
+        typer.Option(help="Leave out users and items with fewer interactions; 5, or 1 (keep all) with a given split."),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
-            help="chronological (each user's last are valid and test), random (of each user's), leave-one-out, date, or "
-            "column. By default chronological where there are times."
+            help="chronological (each user's last are valid and test), random (of each user's), leave-one-out, date, "
+            "column (given). By default column where there is one, chronological where there are times."
         ),
     ] = None,
     split_column: Annotated[

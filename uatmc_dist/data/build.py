@@ -35,6 +35,7 @@ TEXTS = (
 )
 _SPLIT_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 _NAMED = 10
+DEFAULT_CORE = 5
 
 Shown = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -56,7 +57,8 @@ class BuildOptions:
     title_column: str | None = None
     text_columns: Sequence[str] = ()
     photo_column: str | None = None
-    k_core: int = 5
+    k_core: int | None = None
+    """DEFAULT_CORE where None, and 1 where the split is given."""
     split: splits.SplitRule | None = None
     """chronological where there are timestamps, else random."""
     split_column: str | None = None
@@ -93,10 +95,10 @@ def build_catalog(
 
     Raises UserError naming file, row, column or option, what is wrong and the mend."""
     refuse_to_replace(out, overwrite)
-    rule = _checked_rule(options)
+    _check(options)
     orders = read_source(options.interactions)
     articles = _read_articles(options, orders, say)
-    interactions, user_ids, kept_items, notes = _read_interactions(options, orders, articles, rule, say)
+    interactions, user_ids, kept_items, notes = _read_interactions(options, orders, articles, say)
     chosen = _chosen(articles, kept_items)
     notes |= chosen.notes
     encoded = _encoded(out, options, chosen, notes, shown, say)
@@ -114,18 +116,15 @@ def build_catalog(
     )
 
 
-def _checked_rule(options: BuildOptions) -> splits.SplitRule | None:
+def _check(options: BuildOptions) -> None:
     if options.split is not None and options.split not in get_args(splits.SplitRule):
         raise UserError(f"--split {options.split}: one of {', '.join(get_args(splits.SplitRule))} is needed")
-    if options.k_core < 1:
+    if options.k_core is not None and options.k_core < 1:
         raise UserError(f"--k-core {options.k_core}: at least 1 is needed, which leaves nothing out")
     if options.split == "date" and (options.valid_from is None or options.test_from is None):
         raise UserError("--split date: give --valid-from and --test-from, as 2026-01-31")
     if options.split != "date" and (options.valid_from or options.test_from):
         raise UserError("--valid-from, --test-from: for --split date alone")
-    if options.photos is None and options.photo_column is not None and not options.photo_column:
-        raise UserError("--photo-column: names no column")
-    return options.split
 
 
 def _read_articles(options: BuildOptions, orders: Source, say: Callable[[str], None]) -> _Articles:
@@ -205,79 +204,102 @@ def _find_photos(
     )
 
 
+@dataclass
+class _Orders:
+    """Parallel arrays, one entry an interaction; users and items by index."""
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    labels: np.ndarray
+    """Index into SPLITS; zero until there is a split."""
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def keep(self, mask: np.ndarray, note: str) -> None:
+        """Leaves the others out, and counts them."""
+        if not mask.all():
+            self.notes[note] = int((~mask).sum())
+        for name in ("users", "items", "times", "labels"):
+            setattr(self, name, getattr(self, name)[mask])
+
+
 def _read_interactions(
-    options: BuildOptions,
-    orders: Source,
-    articles: _Articles,
-    rule: splits.SplitRule | None,
-    say: Callable[[str], None],
+    options: BuildOptions, source: Source, articles: _Articles, say: Callable[[str], None]
 ) -> tuple[Interactions, list[str], np.ndarray, dict[str, int]]:
     """(interactions, source ids of the users, indices of the kept items, counts worth telling)."""
-    user_column = orders.column(options.user_column, USER, "users", "--user-column")
-    item_column = orders.column(options.item_column, ITEM, "items", "--item-column")
-    time_column = orders.optional_column(options.time_column, TIME, "--time-column")
-    split_column = orders.optional_column(options.split_column, SPLIT, "--split-column")
-    if rule is None and split_column is not None and (options.split_column or split_column.lower() == "x_label"):
+    orders, user_names, rule = _read_orders(options, source, articles, say)
+    orders.keep(_first_of_pairs(orders, len(articles.ids)), "repeated_interactions")
+    # A split that was given is not to be thinned out, unless it is asked for.
+    k = options.k_core or (1 if rule == "column" else DEFAULT_CORE)
+    in_core = splits.k_core(orders.users, orders.items, k)
+    if not in_core.any():
+        raise UserError(
+            f"{source.path}: nothing is left with --k-core {k} (users and items with fewer interactions are left out, "
+            "again and again); take a smaller one"
+        )
+    orders.keep(in_core, "interactions_outside_the_core")
+    if rule != "column":
+        orders.labels = _split(options, rule, orders.users, orders.times)
+    warm = np.isin(orders.users, orders.users[orders.labels == 0])
+    orders.keep(warm, "cold_start_interactions_dropped")
+    for part, name in enumerate(SPLITS):
+        if not (orders.labels == part).any():
+            raise UserError(f"{source.path}: the {name} split is empty with --split {rule}; choose another split")
+    user_ids, users = np.unique(orders.users, return_inverse=True)
+    item_ids, items = np.unique(orders.items, return_inverse=True)
+    if len(item_ids) < len(articles.ids):
+        orders.notes["items_without_interactions_dropped"] = len(articles.ids) - len(item_ids)
+    order = np.lexsort((orders.times, users))
+    interactions = Interactions(users[order], items[order], orders.times[order], orders.labels[order])
+    return interactions, user_names.take(pa.array(user_ids)).to_pylist(), item_ids, orders.notes
+
+
+def _read_orders(
+    options: BuildOptions, source: Source, articles: _Articles, say: Callable[[str], None]
+) -> tuple[_Orders, pa.Array, splits.SplitRule]:
+    """(interactions with known items and good ratings, names of the users, how to split)."""
+    user_column = source.column(options.user_column, USER, "users", "--user-column")
+    item_column = source.column(options.item_column, ITEM, "items", "--item-column")
+    time_column = source.optional_column(options.time_column, TIME, "--time-column")
+    rule, split_column = _rule(options, source, time_column)
+    told = [f"users: {user_column}", f"items: {item_column}", f"times: {time_column or 'none'}", f"split: {rule}"]
+    say(f"{source.path}: {', '.join(told)}")
+    item_text, user_names = source.ids(item_column), pc.dictionary_encode(source.ids(user_column))
+    index = pc.index_in(item_text, articles.ids)
+    zeros = np.zeros(len(source), dtype=np.int64)
+    orders = _Orders(
+        user_names.indices.to_numpy().astype(np.int64),
+        pc.fill_null(index, 0).to_numpy().astype(np.int64),
+        zeros if time_column is None else timestamps(source, time_column),
+        zeros.astype(np.int8) if split_column is None else _labels(source, split_column),
+    )
+    known = index.is_valid().to_numpy(zero_copy_only=False)
+    if not known.any():
+        raise UserError(_no_common_id(source.path, item_text, articles.ids))
+    if options.min_rating is not None:
+        rating_column = source.column(options.rating_column, RATING, "ratings", "--rating-column")
+        good = numbers(source, rating_column) >= options.min_rating
+        orders.keep(good, "interactions_below_min_rating")
+        known = known[good]
+    orders.keep(known, "interactions_of_unknown_items")
+    return orders, user_names.dictionary, rule
+
+
+def _rule(options: BuildOptions, source: Source, time_column: str | None) -> tuple[splits.SplitRule, str | None]:
+    """(how to split, the column that says it if one does)."""
+    split_column = source.optional_column(options.split_column, SPLIT, "--split-column")
+    rule = options.split
+    if rule is None and split_column is not None:
         rule = "column"
     rule = rule or ("chronological" if time_column is not None else "random")
     if rule in ("chronological", "leave-one-out", "date") and time_column is None:
         raise UserError(
-            f"{orders.path}: --split {rule} needs a column of times (found: {', '.join(orders.columns)}); name it with "
+            f"{source.path}: --split {rule} needs a column of times (found: {', '.join(source.columns)}); name it with "
             "--time-column, or take --split random"
         )
     if rule == "column" and split_column is None:
-        raise UserError(f"{orders.path}: --split column: no column for the split; name it with --split-column")
-    told = [f"users: {user_column}", f"items: {item_column}", f"times: {time_column or 'none'}", f"split: {rule}"]
-    say(f"{orders.path}: {', '.join(told)}")
-    user_text, item_text = orders.ids(user_column), orders.ids(item_column)
-    times = timestamps(orders, time_column) if time_column is not None else np.zeros(len(orders), dtype=np.int64)
-    labels = _labels(orders, split_column) if rule == "column" and split_column is not None else None
-    kept = np.ones(len(orders), dtype=bool)
-    notes: dict[str, int] = {}
-
-    def keep(mask: np.ndarray, note: str) -> None:
-        notes[note] = int((kept & ~mask).sum())
-        kept[:] = kept & mask
-
-    rating_column = orders.optional_column(options.rating_column, RATING, "--rating-column")
-    if options.min_rating is not None:
-        if rating_column is None:
-            raise UserError(f"{orders.path}: --min-rating needs a column of ratings; name it with --rating-column")
-        keep(numbers(orders, rating_column) >= options.min_rating, "interactions_below_min_rating")
-    index = pc.index_in(item_text, articles.ids)
-    known = index.is_valid().to_numpy(zero_copy_only=False)
-    if not known.any():
-        raise UserError(_no_common_id(orders.path, item_text, articles.ids))
-    keep(known, "interactions_of_unknown_items")
-    items = pc.fill_null(index, 0).to_numpy().astype(np.int64)
-    encoded_users = pc.dictionary_encode(user_text)
-    users = encoded_users.indices.to_numpy().astype(np.int64)
-    keep(_first_of_pairs(users, items, times, labels, kept, len(articles.ids)), "repeated_interactions")
-    rows = np.flatnonzero(kept)
-    in_core = splits.k_core(users[rows], items[rows], options.k_core)
-    if not in_core.any():
-        raise UserError(
-            f"{orders.path}: nothing is left with --k-core {options.k_core} (users and items with fewer interactions are left "
-            "out, again and again); take a smaller one"
-        )
-    notes["interactions_outside_the_core"] = int((~in_core).sum())
-    rows = rows[in_core]
-    split = labels[rows] if labels is not None else _split(options, rule, users[rows], times[rows])
-    has_training = np.zeros(len(encoded_users.dictionary), dtype=bool)
-    has_training[users[rows][split == 0]] = True
-    warm = has_training[users[rows]]
-    notes["cold_start_interactions_dropped"] = int((~warm).sum())
-    rows, split = rows[warm], split[warm]
-    for part, name in enumerate(SPLITS):
-        if not (split == part).any():
-            raise UserError(f"{orders.path}: the {name} split is empty with --split {rule}; choose another split")
-    user_ids, dense_users = np.unique(users[rows], return_inverse=True)
-    item_ids, dense_items = np.unique(items[rows], return_inverse=True)
-    notes["items_without_interactions_dropped"] = len(articles.ids) - len(item_ids)
-    notes = {name: count for name, count in notes.items() if count}
-    order = np.lexsort((times[rows], dense_users))
-    interactions = Interactions(dense_users[order], dense_items[order], times[rows][order], split[order])
-    return interactions, encoded_users.dictionary.take(pa.array(user_ids)).to_pylist(), item_ids, notes
+        raise UserError(f"{source.path}: --split column: no column for the split; name it with --split-column")
+    return rule, split_column if rule == "column" else None
 
 
 def _split(options: BuildOptions, rule: splits.SplitRule, users: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -295,39 +317,35 @@ def _split(options: BuildOptions, rule: splits.SplitRule, users: np.ndarray, tim
     return splits.leave_one_out(rank, degree) if rule == "leave-one-out" else splits.held_out_by_field(rank, degree)
 
 
-def _labels(orders: Source, column: str) -> np.ndarray:
-    text = pc.utf8_lower(orders.ids(column)).to_pylist()
+def _labels(source: Source, column: str) -> np.ndarray:
+    text = pc.utf8_lower(source.ids(column))
     known = {**_SPLIT_NAMES, **{str(part): part for part in range(len(SPLITS))}}
-    for row, label in enumerate(text):
-        if label not in known:
-            raise UserError(f"{orders.path}: row {row + 1}: {column} is {label!r}; train, valid or test is needed")
-    return np.array([known[label] for label in text], dtype=np.int8)
+    index = pc.index_in(text, pa.array(list(known)))
+    if index.null_count:
+        row = int(np.argmax(index.is_null().to_numpy(zero_copy_only=False)))
+        raise UserError(
+            f"{source.path}: row {row + 1}: {column} is {text[row].as_py()!r}; train, valid or test is needed"
+        )
+    return np.array(list(known.values()), dtype=np.int8)[index.to_numpy()]
 
 
-def _first_of_pairs(
-    users: np.ndarray, items: np.ndarray, times: np.ndarray, labels: np.ndarray | None, kept: np.ndarray, num_items: int
-) -> np.ndarray:
+def _first_of_pairs(orders: _Orders, num_items: int) -> np.ndarray:
     """Mask of the first of each (user, item): of the earliest split where it is given, then the earliest."""
-    rows = np.flatnonzero(kept)
-    part = np.zeros(len(rows)) if labels is None else labels[rows]
-    order = rows[np.lexsort((rows, times[rows], part))]
-    _, first = np.unique(users[order] * num_items + items[order], return_index=True)
-    mask = np.zeros(len(users), dtype=bool)
+    order = np.lexsort((np.arange(len(orders.users)), orders.times, orders.labels))
+    _, first = np.unique((orders.users * num_items + orders.items)[order], return_index=True)
+    mask = np.zeros(len(order), dtype=bool)
     mask[order[first]] = True
     return mask
 
 
 def _no_common_id(path: Path, item_text: pa.Array, ids: pa.Array) -> str:
     bought, there = item_text[0].as_py(), ids[0].as_py()
-    stripped = set(pc.utf8_ltrim(ids, "0").to_pylist())
-    if pc.utf8_ltrim(item_text.slice(0, 1000), "0").to_pylist()[0] in stripped:
+    example = f"here such as {bought}, there {there}"
+    if bought.lstrip("0") in set(pc.utf8_ltrim(ids, "0").to_pylist()):
         return (
-            f"{path}: no item is in the table of items; ids lost their leading zeros in one of the two ({bought}, there "
-            f"{there}); write ids as text in both"
+            f"{path}: ids lost their leading zeros here or in the table of items ({example}); write ids as text in both"
         )
-    return (
-        f"{path}: no item is in the table of items (here such as {bought}, there {there}); --item-column, --id-column?"
-    )
+    return f"{path}: no item is in the table of items ({example}); name the columns of ids: --item-column, --id-column"
 
 
 def _chosen(articles: _Articles, index: np.ndarray) -> _Articles:

@@ -109,7 +109,7 @@ def read_source(path: Path) -> Source:
             table = _read_csv(path, "\t" if suffix in _TABS else ",")
         else:
             raise UserError(f"{path}: {suffix or 'no'} suffix; what is read: {_KNOWN}")
-        texts = [_as_text(table[name]) for name in table.column_names]
+        texts = [_as_text(column) for column in table.columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: truncated, or not what its name says ({why}); write it again, in UTF-8") from None
