@@ -3,6 +3,10 @@
 import hashlib
 import importlib
 import importlib.metadata
+import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,6 +17,7 @@ import torch
 from uatmc_dist.errors import UserError
 
 Content = TypeVar("Content", contravariant=True)
+_CONNECT_S = 5
 
 
 class Encode(Protocol[Content]):
@@ -70,6 +75,18 @@ def weights_sha256(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def offline_without_network() -> None:
+    """Makes Hugging Face's libraries look at what is downloaded alone where there is no network: by themselves they try
+    for more than a minute. To be called before they are imported."""
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+        return
+    where = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((where.hostname or "", where.port or 443), timeout=_CONNECT_S).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def imported(module: str, package: str, option: str) -> ModuleType:

