@@ -24,12 +24,13 @@ CATALOG = {"users": 10**6, "items": 10**6, "interactions": 20 * 10**6, "visual_d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="option=value, such as model.user=history")
     parser.add_argument("--clean-steps", type=int, default=20)
     parser.add_argument("--adversarial-steps", type=int, default=1)
     arguments = parser.parse_args()
     world = process_group.join()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"name=rank-{world.rank}", f"output_dir={folder}"]
+        overrides = [f"name=rank-{world.rank}", f"output_dir={folder}", *arguments.overrides]
         config = load_config(Path("configs/million-items.yaml"), overrides)
         if world.is_first and not (config.catalog / "catalog.json").exists():
             with shown("rows") as progress:
@@ -41,7 +42,13 @@ def main() -> None:
             if world.is_first:
                 median = sorted(seconds)[len(seconds) // 2]
                 print(f"{what}: {median:.2f} s; peak memory of a rank so far {peak_mb:,} MB", flush=True)
-                append("million_items", f"{what}, {world.size} ranks", CATALOG, seconds, peak_mb)
+                append(
+                    "million_items",
+                    ", ".join([what, f"{world.size} ranks", *arguments.overrides]),
+                    CATALOG,
+                    seconds,
+                    peak_mb,
+                )
 
         def steps(count: int) -> list[float]:
             indices, seconds = itertools.count(), []
