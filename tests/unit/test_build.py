@@ -82,6 +82,7 @@ def test_everything_arrives(tmp_path, options, encoders):
         np.testing.assert_allclose(rows[4, :3], np.asarray(photo.convert("RGB")).mean(axis=(0, 1)), rtol=1e-3)
     assert set(encoders.photos) == {("RGB", (30, 20))} and len(encoders.photos) == 9
     assert catalog.meta["modalities"]["text"]["encoding"]["encoder"] == "all-MiniLM-L6-v2"
+    assert catalog.meta["notes"] == {"split": "chronological", "k_core": 5}
     assert "split: chronological" in " ".join(said) and "photos of 9 of 9 items" in " ".join(said)
     found = catalog.interactions()
     for user in range(catalog.num_users):
@@ -281,6 +282,10 @@ def test_splits(tmp_path, options):
 
     assert counts(split="leave-one-out") == [48, 12, 12]
     assert counts(split="random", seed=1) == [48, 12, 12]
+    seeded, _ = build(
+        tmp_path / "seeded", replace(options, split="random", seed=7, min_rating=1, rating_column="price")
+    )
+    assert seeded.meta["notes"] == {"split": "random, seed 7", "k_core": 5, "min_rating": "1"}
     by_date = counts(split="date", valid_from=shop.date(18003), test_from=shop.date(18005))
     assert by_date == [36, 24, 12]
     rows = [(user, item, day, ("train", "Valid", "test")[max(0, day - 18003)]) for user, item, day in shop.orders()]
@@ -396,7 +401,7 @@ REFUSED = {
     ),
     "photos of other names": (
         change("photos", to=lambda folder: shop.write_photos(folder / "p", ["alpha", "beta"])),
-        ["none of its 2 photos", "0100"],
+        ["no photo of an item is there", "0100"],
     ),
     "two photos of one item": (
         lambda options, folder: (Image.new("RGB", (9, 9)).save(options.photos / "0100.webp"), options)[1],

@@ -309,11 +309,12 @@ class CatalogWriter:
         self,
         source_ids: list[str],
         titles: list[str],
-        notes: dict[str, int],
+        notes: Mapping[str, int | str],
         user_ids: list[str] | None = None,
         contents: Mapping[str, Sequence[str | None]] | None = None,
     ) -> None:
-        """Writes items and users, then catalog.json. `notes` are counts worth keeping (cold users, ...), `contents`
+        """Writes items and users, then catalog.json. `notes` are counts worth keeping (cold users, ...) and how
+        the catalog came about, `contents`
         columns of the items: what was encoded."""
         assert self._interactions is not None
         self._interactions.close()
@@ -332,7 +333,7 @@ class CatalogWriter:
             "num_items": self.num_items,
             "num_interactions": self._counts,
             "modalities": self._modalities,
-            "notes": notes,
+            "notes": dict(notes),
             "bytes": {name: (self.path / name).stat().st_size for name in files},
             "checksums": {name: checksums(self.path / name) for name in files},
         }

@@ -46,13 +46,27 @@ class PhotoFolder:
         return len(self._paths)
 
     def find(self, name: str) -> str | None:
-        """Path below the folder of an id, a file name or a path. Raises UserError where two files have that name."""
+        """Path below the folder, of an id, a file name or a path. Raises UserError where two files have that name."""
         if name in self._paths:
             return name
         found = self._by_stem.get(name) or self._by_stem.get(os.path.splitext(os.path.basename(name))[0], [])
         if len(found) > 1:
             raise UserError(f"{self.folder}: {found[0]} and {found[1]} are both photos of {name}; keep one of them")
         return found[0] if found else None
+
+
+class PhotoPaths:
+    """Photos by the paths that a table gives, absolute or below the table's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __len__(self) -> int:
+        """Unknown: the folder is not searched."""
+        return 0
+
+    def find(self, name: str) -> str | None:
+        return name if (self.folder / name).is_file() else None
 
 
 def open_photo(path: Path) -> Image.Image:

@@ -9,6 +9,7 @@ NAME or FOLDER            any vision model of transformers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import PIL
 import torch
 from PIL import Image
 
@@ -46,7 +47,8 @@ def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]
     except Exception as error:  # each library has errors of its own for the same thing
         raise loading_problem(option, error) from None
     model = model.eval().requires_grad_(False).to(where)
-    record, batch = record_of(name, package, model, preprocessing, where)
+    opened = {"opened_with": f"pillow {PIL.__version__}", **preprocessing}
+    record, batch = record_of(name, package, model, opened, where)
 
     @torch.inference_mode()
     def encode(photos: Sequence[Image.Image]) -> torch.Tensor:

@@ -17,7 +17,10 @@ def print_catalog(console: Console, catalog: Catalog) -> None:
         ("interactions", f"{total:,}"),
         *((f"  {split}", f"{count:,}") for split, count in counts.items()),
         ("density", f"{total / (catalog.num_users * catalog.num_items):.6f}"),
-        *((key.replace("_", " "), f"{value:,}") for key, value in catalog.meta["notes"].items()),
+        *(
+            (key.replace("_", " "), value if isinstance(value, str) else f"{value:,}")
+            for key, value in catalog.meta["notes"].items()
+        ),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -39,3 +42,7 @@ def print_catalog(console: Console, catalog: Catalog) -> None:
     ):
         table.add_row(title, *(show(summary) for summary in summaries.values()))
     console.print(table)
+
+
+def _shown(note: int | str) -> str:
+    return note if isinstance(note, str) else f"{note:,}"
