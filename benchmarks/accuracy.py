@@ -1,6 +1,6 @@
 """The accuracy table: configs/default.yaml, unchanged, beside the baselines of every catalog, over several seeds.
 
-python -m benchmarks.accuracy data/hmfashion data/baby --write docs/results.md
+python -m benchmarks.accuracy data/hmfashion data/baby data/quickstart --write docs/results.md
 
 What is trained, configs/plans/accuracy.yaml says. Runs are runs/accuracy/CATALOG-VARIANT-sSEED; what is there
 already is not made again. Prints a table a catalog (test split; means with 95 % intervals over the seeds, Student's
