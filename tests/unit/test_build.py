@@ -32,14 +32,14 @@ class Encoders:
                 raise KeyboardInterrupt
             return torch.tensor([[*np.asarray(photo).mean(axis=(0, 1)), 1.0] for photo in photos], dtype=torch.float32)
 
-        return Encoder(encode, {"encoder": name, "batch": 1}, 1)
+        return Encoder(encode, {"encoder": name, "batch": 1}, 1, 2)
 
     def text(self, name: str, device: str = "auto") -> Encoder:
         def encode(texts):
             self.texts += texts
             return torch.tensor([[len(text), 1.0] for text in texts], dtype=torch.float32)
 
-        return Encoder(encode, {"encoder": name, "batch": 1}, 1)
+        return Encoder(encode, {"encoder": name, "batch": 1}, 1, 2)
 
 
 @pytest.fixture

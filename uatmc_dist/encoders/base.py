@@ -18,6 +18,7 @@ from uatmc_dist.errors import UserError
 
 Content = TypeVar("Content", contravariant=True)
 _CONNECT_S = 5
+BATCH_ON_GPU = 64
 
 
 class Encode(Protocol[Content]):
@@ -29,12 +30,14 @@ class Encode(Protocol[Content]):
 @dataclass(frozen=True)
 class Encoder(Generic[Content]):
     """Items are encoded `batch` at a time. On a CPU that is one: as fast as more, and the features of an item are then
-    the same to the bit, whatever else is encoded."""
+    the same to the bit, whatever else is encoded and however many cores there are."""
 
     encode: Encode[Content]
     record: dict[str, Any]
     """encoder, library, weights_sha256, preprocessing, batch, torch: kept in the catalog."""
     batch: int
+    workers: int
+    """Threads that call `encode` at once: on a CPU one a core, each of them alone, which waits for nobody."""
 
     @property
     def name(self) -> str:
@@ -52,11 +55,16 @@ def chosen_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def record_of(
-    name: str, package: str, model: torch.nn.Module, preprocessing: dict[str, Any], device: torch.device
-) -> tuple[dict[str, Any], int]:
-    """(the record, the batch size)."""
-    batch = 1 if device.type == "cpu" else 64
+def encoder_of(
+    encode: Encode[Content],
+    name: str,
+    package: str,
+    model: torch.nn.Module,
+    preprocessing: dict[str, Any],
+    device: torch.device,
+) -> Encoder[Content]:
+    """With its record, for that device."""
+    batch, workers = (1, len(os.sched_getaffinity(0))) if device.type == "cpu" else (BATCH_ON_GPU, 1)
     record = {
         "encoder": name,
         "library": f"{package} {importlib.metadata.version(package)}",
@@ -65,7 +73,7 @@ def record_of(
         "batch": batch,
         "torch": torch.__version__,
     }
-    return record, batch
+    return Encoder(encode, record, batch, workers)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

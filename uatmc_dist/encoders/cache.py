@@ -7,10 +7,12 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import xxhash
 
 from uatmc_dist.encoders.base import Encoder
@@ -84,24 +86,38 @@ def encode_contents(
     found = kept.get(keys)
     first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
     missing = [(key, index) for key, index in first_of.items() if key not in found]
-    done, broken = len(first_of) - len(missing), {}
+    done = len(first_of) - len(missing)
+    broken: dict[str, str] = {}
     progress(done, len(first_of))
-    at_once = max(encoder.batch, _ENCODED_AT_ONCE // encoder.batch * encoder.batch)
-    for start in range(0, len(missing), at_once):
+
+    def encoded(batch: Sequence[tuple[str, int]]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """(features, what is wrong) by key."""
         loaded: list[tuple[str, Content]] = []
-        for key, index in missing[start : start + at_once]:
+        wrong: dict[str, str] = {}
+        for key, index in batch:
             try:
                 loaded.append((key, load(index)))
             except BrokenPhoto as error:
-                broken[key] = str(error)
-        rows: dict[str, np.ndarray] = {}
-        for first in range(0, len(loaded), encoder.batch):
-            batch = loaded[first : first + encoder.batch]
-            features = encoder.encode([content for _, content in batch]).numpy().astype(np.float16)
-            rows |= {key: row for (key, _), row in zip(batch, features, strict=True)}
-            progress(done + len(rows), len(first_of))
-        kept.put(rows)
-        found |= rows
-        done += len(missing[start : start + at_once])
-        progress(done, len(first_of))
+                wrong[key] = str(error)
+        if not loaded:
+            return {}, wrong
+        features = encoder.encode([content for _, content in loaded]).numpy().astype(np.float16)
+        return {key: row for (key, _), row in zip(loaded, features, strict=True)}, wrong
+
+    at_once = max(encoder.batch, _ENCODED_AT_ONCE)
+    # A thread computes alone: threads that share one small operation wait for each other most of the time where the
+    # machine has other work, too.
+    threads = {"initializer": torch.set_num_threads, "initargs": (1,)} if encoder.batch == 1 else {}
+    with ThreadPoolExecutor(encoder.workers, **threads) as pool:
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            batches = [part[first : first + encoder.batch] for first in range(0, len(part), encoder.batch)]
+            rows: dict[str, np.ndarray] = {}
+            for features, wrong in pool.map(encoded, batches):
+                rows |= features
+                broken |= wrong
+            kept.put(rows)
+            found |= rows
+            done += len(part)
+            progress(done, len(first_of))
     return found, {index: broken[key] for index, key in enumerate(keys) if key in broken}

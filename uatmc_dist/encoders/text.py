@@ -12,10 +12,10 @@ import torch
 from uatmc_dist.encoders.base import (
     Encoder,
     chosen_device,
+    encoder_of,
     imported,
     loading_problem,
     offline_without_network,
-    record_of,
 )
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -39,15 +39,15 @@ def open_text_encoder(name: str, device: str = "auto") -> Encoder[str]:
     except Exception as error:  # each way of not being there has an error of its own
         raise loading_problem(option, error) from None
     model.eval()
-    preprocessing = {"max_tokens": model.max_seq_length, "modules": [type(part).__name__ for part in model]}
-    record, batch = record_of(name, "sentence-transformers", model, {**preprocessing, "normalised": True}, where)
+    modules = [type(part).__name__ for part in model]
+    preprocessing = {"max_tokens": model.max_seq_length, "modules": modules, "normalised": True}
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> torch.Tensor:
         return (
             model.encode(
                 list(texts),
-                batch_size=batch,
+                batch_size=max(1, len(texts)),
                 convert_to_tensor=True,
                 normalize_embeddings=True,
                 show_progress_bar=False,
@@ -56,4 +56,5 @@ def open_text_encoder(name: str, device: str = "auto") -> Encoder[str]:
             .cpu()
         )
 
-    return Encoder(encode, record, batch)
+    encode(["a text"])  # sets up the tokenizer, which must not change while threads share it
+    return encoder_of(encode, name, "sentence-transformers", model, preprocessing, where)

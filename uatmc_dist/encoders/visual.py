@@ -16,10 +16,10 @@ from PIL import Image
 from uatmc_dist.encoders.base import (
     Encoder,
     chosen_device,
+    encoder_of,
     imported,
     loading_problem,
     offline_without_network,
-    record_of,
 )
 from uatmc_dist.errors import UserError
 
@@ -48,14 +48,13 @@ def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]
         raise loading_problem(option, error) from None
     model = model.eval().requires_grad_(False).to(where)
     opened = {"opened_with": f"pillow {PIL.__version__}", **preprocessing}
-    record, batch = record_of(name, package, model, opened, where)
 
     @torch.inference_mode()
     def encode(photos: Sequence[Image.Image]) -> torch.Tensor:
         pixels = torch.stack([prepare(photo) for photo in photos]).to(where)
         return forward(model, pixels).float().cpu()
 
-    return Encoder(encode, record, batch)
+    return encoder_of(encode, name, package, model, opened, where)
 
 
 _Prepare = Callable[[Image.Image], torch.Tensor]
