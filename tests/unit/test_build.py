@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.unit import shop
-from uatmc_dist.data.build import BuildOptions, build_catalog
+from uatmc_dist.data.building import BuildOptions, build_catalog
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.encoders import text, visual
 from uatmc_dist.encoders.base import Encoder

@@ -61,7 +61,7 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
 ) -> None:
     """From a shop's own files to a catalog: orders, articles, photos. Goes on where it was interrupted."""
-    from uatmc_dist.data.build import BuildOptions, build_catalog
+    from uatmc_dist.data.building import BuildOptions, build_catalog
 
     options = BuildOptions(
         interactions=interactions,
