@@ -95,8 +95,8 @@ def _filled(table: Source, column: str | None) -> list[str]:
 
 
 def _find_photos(options: BuildOptions, candidates: Sequence[pa.Array], say: Callable[[str], None]) -> list[str | None]:
-    """The photo of each item: below --photos, or as the paths of --photo-column say. `candidates` are names by item; the
-    first that knows any photo counts."""
+    """The photo of each item: below --photos, or as the paths of --photo-column say. `candidates` are names by item;
+    the first that knows any photo counts."""
     from uatmc_dist.encoders.photos import PhotoFolder, PhotoPaths
 
     photos = PhotoPaths(options.photo_root) if options.photos is None else PhotoFolder(options.photos)
@@ -110,6 +110,6 @@ def _find_photos(options: BuildOptions, candidates: Sequence[pa.Array], say: Cal
             return found
     example = next((name for name in candidates[0].to_pylist() if name is not None), "")
     raise UserError(
-        f"{photos.folder}: no photo of an item is there, such as {example}; name photos by the items' ids, or give a column "
-        "of their paths with --photo-column"
+        f"{photos.folder}: no photo of an item is there, such as {example}; name photos by the items' ids, or give a "
+        "column of their paths with --photo-column"
     )
