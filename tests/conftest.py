@@ -17,6 +17,9 @@ from tests import nursery
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize
 
+# Before anything imports huggingface_hub, which looks at it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 ROOT = Path(__file__).parent.parent
 UATMC = [sys.executable, str(ROOT / "tests/uatmc.py")]
 

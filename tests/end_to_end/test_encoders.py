@@ -20,11 +20,6 @@ from uatmc_dist.errors import UserError
 REAL = Path(__file__).parents[3] / "shared/data/hmfashion"
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 @pytest.fixture(scope="module")
 def visual():
     return open_visual_encoder("efficientnet-lite0", "cpu")

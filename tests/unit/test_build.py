@@ -1,5 +1,6 @@
 """From a shop's own files to a catalog: what is read, what is left out, what is refused."""
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,12 +91,17 @@ def test_everything_arrives(tmp_path, options, encoders):
         assert of_user.tolist() == [0, 0, 0, 0, 1, 2]  # in the order of time, which the file is not
 
 
-@pytest.mark.parametrize("kind", ["tsv", "parquet", "jsonl", "inter"])
+@pytest.mark.parametrize("kind", ["tsv", "parquet", "jsonl", "inter", "semicolons", "csv.gz"])
 def test_tables_of_every_kind_give_the_same_catalog(tmp_path, options, kind):
     expected, _ = build(tmp_path, options)
     rows = [(user, item, day * 86400) for user, item, day in shop.orders()]
     path, header = tmp_path / f"orders.{kind}", ["user_id", "item_id", "timestamp"]
-    if kind == "parquet":
+    if kind == "semicolons":
+        path = shop.write_csv(tmp_path / "orders.csv", header, rows, ";")
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as spreadsheets do
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress(shop.write_csv(tmp_path / "orders.csv", header, rows).read_bytes()))
+    elif kind == "parquet":
         shop.write_parquet(path, header, rows)
     elif kind == "jsonl":
         shop.write_jsonl(path, header, rows)

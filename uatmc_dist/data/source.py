@@ -106,7 +106,7 @@ def read_source(path: Path) -> Source:
         elif suffix in (".jsonl", ".json", ".ndjson"):
             table = pj.read_json(path)
         elif suffix in (".csv", ".txt", *_TABS):
-            table = _read_csv(path, "\t" if suffix in _TABS else ",")
+            table = _read_csv(path, "\t" if suffix in _TABS else _delimiter(path))
         else:
             raise UserError(f"{path}: {suffix or 'no'} suffix; what is read: {_KNOWN}")
         texts = [_as_text(column) for column in table.columns]
@@ -120,11 +120,17 @@ def read_source(path: Path) -> Source:
     return Source(path, pa.table(dict(zip(table.column_names, texts, strict=True))))
 
 
+def _delimiter(path: Path) -> str:
+    """Of a CSV: the one that its header has most of; spreadsheets write semicolons in half of the world."""
+    with pa.input_stream(str(path)) as file:  # knows .gz
+        header = file.read(1 << 16).decode("utf-8", errors="replace").splitlines()[0]
+    return max(",;\t|", key=header.count)
+
+
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
     # Quotes mean nothing in atomic files and TSVs, and titles have inches in them.
-    parse = pv.ParseOptions(
-        delimiter=delimiter, newlines_in_values=delimiter == ",", quote_char='"' if delimiter == "," else False
-    )
+    is_quoted = delimiter != "\t"
+    parse = pv.ParseOptions(delimiter=delimiter, newlines_in_values=is_quoted, quote_char='"' if is_quoted else False)
     with pv.open_csv(path, parse_options=parse) as file:
         names = file.schema.names
     as_text = pv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
