@@ -18,18 +18,7 @@ from uatmc_dist.errors import UserError
 
 _TABS = (".tsv", ".inter", ".item")
 _KNOWN = "CSV, TSV, Parquet, JSON lines (.jsonl) and RecBole's .inter and .item"
-_DAY, _SECOND = 86400, 1
-DATE_FORMATS = (
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%dT%H:%M:%S",
-    "%Y/%m/%d",
-    "%Y%m%d",
-    "%d.%m.%Y",
-    "%d/%m/%Y",
-    "%m/%d/%Y",
-)
-_PATTERNS = {
+DATE_FORMATS = {
     "%Y-%m-%d": r"\d{4}-\d{1,2}-\d{1,2}",
     "%Y-%m-%d %H:%M:%S": r"\d{4}-\d{1,2}-\d{1,2} \d{1,2}:\d{2}:\d{2}",
     "%Y-%m-%dT%H:%M:%S": r"\d{4}-\d{1,2}-\d{1,2}T\d{1,2}:\d{2}:\d{2}",
@@ -39,6 +28,7 @@ _PATTERNS = {
     "%d/%m/%Y": r"\d{1,2}/\d{1,2}/\d{4}",
     "%m/%d/%Y": r"\d{1,2}/\d{1,2}/\d{4}",
 }
+"""strptime's formats, and what a cell of each looks like."""
 _FRACTION_OR_ZONE = r"(\.\d+)?(Z|[+-]00:?00| UTC)?$"
 
 
@@ -162,7 +152,7 @@ def timestamps(source: Source, column: str) -> np.ndarray:
     away; dates are of one format of DATE_FORMATS. Raises UserError naming the row that is neither."""
     text = source.ids(column)
     numeric = pc.match_substring_regex(text, r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$").to_numpy(zero_copy_only=False)
-    are_dates = pc.match_substring_regex(text, f"^{_PATTERNS['%Y%m%d']}$").to_numpy(zero_copy_only=False)
+    are_dates = pc.match_substring_regex(text, f"^{DATE_FORMATS['%Y%m%d']}$").to_numpy(zero_copy_only=False)
     if numeric.all() and not are_dates.all():
         values = pc.cast(text, pa.float64()).to_numpy()
         magnitude = np.abs(values).max()
@@ -180,37 +170,32 @@ def parse_date(text: str, option: str) -> int:
 
 
 def _dates(source: Source, column: str, text: pa.Array) -> np.ndarray:
-    counts: dict[str, int] = {}
-    read: dict[str, np.ndarray] = {}
-    for form, pattern in _PATTERNS.items():
-        end = _FRACTION_OR_ZONE if "%S" in form else "$"
-        fits = pc.match_substring_regex(text, f"^{pattern}{end}").to_numpy(zero_copy_only=False)
-        if not fits.any():
-            continue
-        cut = pc.replace_substring_regex(text, _FRACTION_OR_ZONE, "") if "%S" in form else text
-        parsed = pc.strptime(cut, form, "s", error_is_null=True)
-        known = fits & parsed.is_valid().to_numpy(zero_copy_only=False)
-        counts[form] = int(known.sum())
-        if known.all():
-            read[form] = parsed.cast(pa.int64()).to_numpy()
-    if len(read) > 1 and any(not np.array_equal(next(iter(read.values())), other) for other in read.values()):
+    read = {form: _strptime(text, form) for form in DATE_FORMATS}
+    whole = [seconds for seconds, known in read.values() if known.all()]
+    if any(not np.array_equal(whole[0], other) for other in whole[1:]):
         example = text[0].as_py()
         raise UserError(f"{source.path}: {column}: {example!r} is a day of two formats; write dates as 2026-01-31")
-    if read:
-        return next(iter(read.values()))
-    best = max(counts, key=lambda form: counts[form], default=None)
-    row = 0
-    if best is not None:
-        end = _FRACTION_OR_ZONE if "%S" in best else "$"
-        cut = pc.replace_substring_regex(text, _FRACTION_OR_ZONE, "") if "%S" in best else text
-        fits = pc.match_substring_regex(text, f"^{_PATTERNS[best]}{end}").to_numpy(zero_copy_only=False)
-        parsed = pc.strptime(cut, best, "s", error_is_null=True).is_valid().to_numpy(zero_copy_only=False)
-        row = int(np.argmin(fits & parsed))
-    others = f", others are as {best}" if best is not None else ""
+    if whole:
+        return whole[0]
+    best = max(read, key=lambda form: read[form][1].sum())
+    known = read[best][1]
+    row, others = int(np.argmin(known)), f", others are as {best}" if known.any() else ""
     raise UserError(
         f"{source.path}: row {row + 1}: {column} is {text[row].as_py()!r}{others}; write all as 2026-01-31, as "
         "2026-01-31 12:00:00 (UTC) or as seconds since 1970"
     )
+
+
+def _strptime(text: pa.Array, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """(seconds since 1970, which cells are of this format)."""
+    end = _FRACTION_OR_ZONE if "%S" in form else "$"
+    fits = pc.match_substring_regex(text, f"^{DATE_FORMATS[form]}{end}").to_numpy(zero_copy_only=False)
+    if not fits.any():
+        return np.zeros(len(text), dtype=np.int64), fits
+    cut = pc.replace_substring_regex(text, _FRACTION_OR_ZONE, "") if "%S" in form else text
+    parsed = pc.strptime(cut, form, "s", error_is_null=True)
+    known = fits & parsed.is_valid().to_numpy(zero_copy_only=False)
+    return pc.fill_null(parsed.cast(pa.int64()), 0).to_numpy(), known
 
 
 def numbers(source: Source, column: str) -> np.ndarray:
