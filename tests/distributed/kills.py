@@ -36,7 +36,7 @@ class Bomb:
             print(f"{signal.Signals(self._signum).name} of rank {os.environ['RANK']} during {moment}", flush=True)
             os.kill(os.getpid(), self._signum)
             if self._signum == signal.SIGTERM:
-                time.sleep(60)  # a step that does not end
+                time.sleep(600)  # a step that does not end, longer than torchrun_plan waits
 
 
 def arm(bomb: Bomb) -> None:
