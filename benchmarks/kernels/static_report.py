@@ -4,8 +4,8 @@ python -m benchmarks.kernels.static_report                # prints the table; ex
 python -m benchmarks.kernels.static_report --write        # puts it into docs/kernels.md
 python -m benchmarks.kernels.static_report --check        # compares with docs/kernels.md
 
-The table carries a stamp of what it was made from: the kernels' sources, the compiler and its own lines. Where that still
-fits, --check compiles one configuration of each kernel; otherwise all of them, `seen` only at K = 128.
+The table carries a stamp of what it was made from: the kernels' sources, the compiler and its own lines. Where that
+still fits, --check compiles one configuration of each kernel; otherwise all of them, `seen` only at K = 128.
 """
 
 import argparse
@@ -160,13 +160,12 @@ def main() -> None:
         print("\n".join(different) or "docs/kernels.md is what the launches compile to")
         raise SystemExit(bool(misfits or different))
     table = "\n".join(lines)
+    made_from = _STAMP.format(stamp(lines))
     print(table)
     if arguments.write:
         text = DOCUMENT.read_text(encoding="utf-8")
         start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-        DOCUMENT.write_text(
-            f"{text[:start]}\n\n{_STAMP.format(stamp(lines))}\n\n{table}\n\n{text[stop:]}", encoding="utf-8"
-        )
+        DOCUMENT.write_text(f"{text[:start]}\n\n{made_from}\n\n{table}\n\n{text[stop:]}", encoding="utf-8")
     raise SystemExit(misfits > 0)
 
 
