@@ -14,7 +14,7 @@ import torch
 from uatmc_dist.adversary.coordination import LinearView
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 from uatmc_kernels import coordinate
 
 

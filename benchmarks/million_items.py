@@ -17,7 +17,7 @@ from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.logs import peak_memory_bytes
 from uatmc_dist.parallel import process_group
 from uatmc_dist.progress import shown
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 CATALOG = {"users": 10**6, "items": 10**6, "interactions": 20 * 10**6, "visual_dim": 1024, "text_dim": 384}
 

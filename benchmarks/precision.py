@@ -12,7 +12,7 @@ import torch
 
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 FORMATS = ("fp32", "bf16")
 
@@ -21,8 +21,8 @@ FORMATS = ("fp32", "bf16")
 def loss_of_weights(trainer: Trainer, of: Trainer) -> float:
     """The loss on the next batch by the objective of `trainer`, of the weights of another."""
     batch = of.sampler.batch(of.position.epoch, of.position.batch)
-    users_BK = of.model.users.lookup(batch.users_B)
-    return float(trainer.objective.loss(users_BK, of.model.local_items(), batch, trainer.objective.rows(batch)))
+    objective, ranking = trainer.step.objective, of.model.ranking()
+    return float(objective.loss(ranking.user_rows(batch.users_B), ranking.items_nK, batch, objective.rows(batch)))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from benchmarks.trainer_step import one_step
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 CATALOG = {"users": 20_000, "interactions": 200_000, "visual_dim": 64, "text_dim": 32}
 SIZES = (10_000, 100_000, 1_000_000)

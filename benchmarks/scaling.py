@@ -30,7 +30,7 @@ from uatmc_dist.parallel import process_group
 from uatmc_dist.parallel.cost_model import Problem, step_cost
 from uatmc_dist.parallel.machine import Machine, measured
 from uatmc_dist.parallel.memory_model import memory_per_rank
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 STRONG = (5_000, 20_000, 80_000)
 """Items of the whole catalog."""

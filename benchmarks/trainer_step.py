@@ -18,7 +18,7 @@ from benchmarks.common import append, median_ratio, quantile, timed
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 SIZES = {"users": 19_445, "items": 7_050, "interactions": 160_000, "visual_dim": 4096, "text_dim": 384}
 CLEAN, PLAIN = "clean", "adversarial phase, no adversary"

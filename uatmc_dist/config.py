@@ -18,7 +18,19 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Objective = Literal["sampled", "full_catalog", "softmax"]
 UserKind = Literal["row", "history", "both"]
 PhaseName = Literal["clean", "adversarial"]
-AdversaryName = Literal["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]
+BackboneName = Literal["vbpr", "vbpr_own_users"]
+AdversaryName = Literal[
+    "none",
+    "noise",
+    "amr",
+    "visual_only",
+    "text_only",
+    "uat",
+    "uat_mc",
+    "user_coordination",
+    "conditional_gradient",
+    "certified",
+]
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
 
 AttackName = Literal[
@@ -44,10 +56,13 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The VBPR backbone."""
+    """The backbone."""
 
+    backbone: BackboneName = "vbpr"
+    """vbpr: users have one content half, which meets the fused content. vbpr_own_users: one for each modality, so that
+    different users can make up the gradients of the two."""
     embedding_dim: Positive = 64
-    """Width d of an item's identity half and of its content half; users carry 2d."""
+    """Width d of an item's identity half and of its content half; users carry 2d, or 3d with vbpr_own_users."""
     user: UserKind = "row"
     """What a user's vector is. row: a learned row of his own (VBPR). history: learned rows of his training items,
     summed and divided by the square root of their number; new users need no training. both: the sum of the two."""
@@ -143,8 +158,11 @@ class AdversarialConfig(Section):
     with fresh optimisers."""
     adversary: AdversaryName = "uat_mc"
     """none: no perturbation. noise: random directions of full length. uat: every item, both modalities, up the
-    loss. visual_only, text_only: the same in one modality. uat_mc: both, coordinated. certified: no perturbation;
-    every negative's score is raised by the most that the budget can add for the user, in one pass."""
+    loss. visual_only, text_only: the same in one modality. amr: photos alone, with the published budget and weight
+    (arXiv 1809.07062). uat_mc: both, coordinated. user_coordination: both, coordinated by what they do to the users'
+    scores, from the second of at least two steps on. conditional_gradient: both, each of at least two steps to the
+    furthest point along the newest gradient, so that the modalities are coordinated without a lambda. certified: no
+    perturbation; every negative's score is raised by the most that the budget can add for the user, in one pass."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row."""
     norm: Literal["l2", "linf"] = "l2"
@@ -155,11 +173,32 @@ class AdversarialConfig(Section):
     adv_weight: Weight = 5.0
     """Weight of the loss on perturbed items; certified, which has one loss alone, does not use it."""
     adv_align_weight: Weight = 4.0
-    """Lambda: weight of the cosine between the modalities' gradients (uat_mc)."""
+    """Lambda: weight of the cosine between the modalities (uat_mc, user_coordination)."""
+    amr_epsilon: Rate = 0.1
+    """Radius of the L2 ball of amr, as published."""
+    amr_weight: Weight = 1.0
+    """Weight of the loss on perturbed items of amr, as published."""
     projected_precision: Literal["fp32", "bf16"] = "fp32"
     """Number format in which the projected features are kept, in memory and in the catalog's cache."""
     patience: Positive | None = None
     """As in the clean phase. The accuracy of a robust model is not best where it is most robust, hence null."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "AdversarialConfig":
+        if self.adversary in ("user_coordination", "conditional_gradient") and self.steps < 2:
+            raise ValueError(f"adversarial.adversary {self.adversary} is uat in a single step; set adversarial.steps=2")
+        return self
+
+
+class MirrorGradientConfig(Section):
+    """Mirror Gradient (arXiv 2402.11262): on some batches the optimiser goes a step back. It goes with any defence."""
+
+    alpha1: Rate = 1.0
+    """Weight of the loss in the step forward on these batches."""
+    alpha2: Weight = 0.0
+    """Weight of the loss in the step back; 0 leaves it out. Published: 0.1 to 0.3."""
+    beta: Positive = 3
+    """The step back is taken on every beta-th batch of an epoch, from the first."""
 
 
 class EngineConfig(Section):
@@ -277,7 +316,7 @@ class Config(Section):
     start_from: Path | None = None
     """Run whose final model the adversarial phase starts from; the clean phase is left out."""
     model: ModelConfig = ModelConfig()
-    """The VBPR backbone."""
+    """The backbone."""
     tables: TablesConfig = TablesConfig()
     """Sharded embedding tables."""
     training: TrainingConfig = TrainingConfig()
@@ -286,6 +325,8 @@ class Config(Section):
     """Phase 1."""
     adversarial: AdversarialConfig = AdversarialConfig()
     """Phase 2."""
+    mirror_gradient: MirrorGradientConfig = MirrorGradientConfig()
+    """Steps back."""
     engine: EngineConfig = EngineConfig()
     """DeepSpeed."""
     evaluation: EvaluationConfig = EvaluationConfig()

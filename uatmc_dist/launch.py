@@ -66,7 +66,7 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds.
     from uatmc_dist import embedded
     from uatmc_dist.parallel import process_group
-    from uatmc_dist.trainer import Interrupted, Trainer
+    from uatmc_dist.training import Interrupted, Trainer
 
     try:
         world = process_group.join(timedelta(seconds=config.distributed.timeout_s))

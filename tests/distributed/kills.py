@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from uatmc_dist import launch, trainer
+from uatmc_dist import launch
+from uatmc_dist.models.linear_fusion import LinearFusion
 from uatmc_dist.parallel.checkpoint import Checkpoints
-from uatmc_dist.trainer import Trainer
+from uatmc_dist.training import Trainer, stopping
 
 MOMENTS = ("forward", "backward", "staging", "writing", "publishing", "evaluation", "step")
 
@@ -51,7 +52,7 @@ def arm(bomb: Bomb) -> None:
 
         setattr(cls, name, watched)
 
-    before(Trainer, "_user_rows", "evaluation")
+    before(LinearFusion, "_user_rows", "evaluation")
     before(Checkpoints, "_publish", "publishing")
     before(Trainer, "_report", "step")
     save, refuse = Checkpoints.save, Trainer._refuse_non_finite
@@ -78,7 +79,7 @@ def main() -> None:
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if attempt < len(plan["moments"]):
         arm(Bomb(*plan["moments"][attempt], plan["signal"]))
-    trainer.GRACE_S = 1.0
+    stopping.GRACE_S = 1.0
     torch.set_num_threads(1)
     launch.main()
 

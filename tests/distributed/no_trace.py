@@ -9,7 +9,7 @@ import torch
 
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Trainer
+from uatmc_dist.training import Trainer
 
 SCENARIOS = [
     ["adversarial.adversary=uat", "engine.zero_stage=0"],
@@ -32,7 +32,7 @@ class WatchedTrainer(Trainer):
         return super().train_step(batch)
 
     def _refuse_non_finite(self, terms):
-        if self.adversary is not None:
+        if self.step.adversary is not None:
             after = self.snapshot()
             assert after.keys() == self.before.keys()
             for name, value in self.before.items():

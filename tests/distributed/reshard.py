@@ -12,7 +12,7 @@ import yaml
 
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Position, Trainer
+from uatmc_dist.training import Position, Trainer
 
 SCENARIOS = {
     "clean": ["clean.objective=full_catalog", "tables.optimizer=adagrad"],

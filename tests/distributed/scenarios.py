@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
-from uatmc_dist.trainer import Trainer
+from uatmc_dist.training import Trainer
 
 SCENARIOS = {
     "sampled/none": ["clean.objective=sampled", "adversarial.objective=sampled", "adversarial.adversary=none"],

@@ -90,7 +90,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
         "from uatmc_dist.config import load_config\n"
         "from uatmc_dist.data.catalog import FeatureFile\n"
         "from uatmc_dist.parallel import process_group\n"
-        "from uatmc_dist.trainer import Trainer\n"
+        "from uatmc_dist.training import Trainer\n"
         "read = []\n"
         "original = FeatureFile.rows\n"
         "FeatureFile.rows = lambda self, ids: read.append(set(ids.tolist())) or original(self, ids)\n"
@@ -99,7 +99,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
         "        read.clear()\n"
         "        terms = super().train_step(batch)\n"
         "        touched = set(batch.positives_B.tolist()) | set(batch.negatives_B.tolist())\n"
-        "        assert read == ([touched] * 2 if self.adversary is None else []), (len(read), self.position)\n"
+        "        assert read == ([touched] * 2 if self.step.adversary is None else []), (len(read), self.position)\n"
         "        return terms\n"
         "Watched(load_config(Path(sys.argv[1])), process_group.join()).fit()\n"
     )

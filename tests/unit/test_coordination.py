@@ -1,21 +1,29 @@
 """The adversary: closed form against automatic double differentiation, in float64, for every objective."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
+from uatmc_dist.adversary.defenses import Problem
 from uatmc_dist.data.batches import Batch, KnownPositives
+from uatmc_dist.models.backbone import LinearContent, Scored
 from uatmc_dist.models.objectives import FullCatalog, Sampled, Softmax
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_kernels import coordinate
 
 USERS, ITEMS, PAIRS, D = 20, 60, 33, 5
+SEED_WITHOUT_OWN_NEGATIVES = 3
 OBJECTIVES = "sampled", "full_catalog", "known", "softmax", "softmax/known", "softmax/offset"
 
 
-def problem(objective_name, seed=0):
+def problem(objective_name, seed=0, own_users=False):
+    """(what the adversary sees, the loss as a function of v and t); with `own_users` the fusion is that of
+    vbpr_own_users."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     keys = np.unique(rng.integers(0, USERS * ITEMS, size=200))
@@ -34,10 +42,13 @@ def problem(objective_name, seed=0):
     }[objective_name]()
     rows = objective.rows(batch)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    n = len(rows.ids_n)
+    n, width = len(rows.ids_n), 2 * D if own_users else D
+    w_v, w_t = normal(D, D), normal(D, D)
+    if own_users:
+        w_v, w_t = F.pad(w_v, (0, 0, 0, D)), F.pad(w_t, (0, 0, D, 0))
     view = LinearView(
-        objective, batch, rows, normal(PAIRS, 2 * D), normal(n, D), normal(n, D), normal(n, D),
-        normal(D, D), normal(D, D), normal(D),
+        objective, batch, rows, normal(PAIRS, D + width), normal(n, D), normal(n, D), normal(n, D),
+        w_v, w_t, normal(width),
     )  # fmt: skip
 
     def loss(v, t):
@@ -47,17 +58,34 @@ def problem(objective_name, seed=0):
     return view, loss
 
 
+class SeenView:
+    """A LinearView as a backbone would give it (models/backbone.py, View)."""
+
+    def __init__(self, linear: LinearView) -> None:
+        content_nC = linear.items()[:, D:].requires_grad_()
+        self.v_nd, self.t_nd, self.content_rows = linear.v_nd, linear.t_nd, linear.rows
+        self.linear = LinearContent(linear.identity_nd, content_nC, linear.w_v, linear.w_t, linear.bias)
+        self.clean = Scored(linear.users_BK, torch.cat([linear.identity_nd, content_nC], dim=1))
+
+
+def deltas_of(adversary, linear: LinearView, step=0):
+    """What a defence makes of the problem."""
+    seen = Problem(linear.objective, linear.batch, linear.rows, SeenView(linear))
+    return adversary(seen, seen.loss(seen.view.clean), step)
+
+
+@pytest.mark.parametrize("own_users", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("adv_align_weight", [0.0, 4.0])
+@pytest.mark.parametrize("adv_align_weight, conditional", [(0.0, False), (4.0, False), (0.0, True)])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_closed_form_equals_double_differentiation(objective, steps, adv_align_weight, norm):
-    view, loss = problem(objective)
-    rule = AscentRule(Budget(0.3, norm), steps, adv_align_weight, ITEMS)
+def test_closed_form_equals_double_differentiation(objective, steps, adv_align_weight, conditional, norm, own_users):
+    view, loss = problem(objective, own_users=own_users)
+    rule = AscentRule(Budget(0.3, norm), steps, adv_align_weight, ITEMS, conditional_gradient=conditional)
     ours = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
     truths = general_form(loss, view.v_nd, view.t_nd, rule)
     for delta, truth, row in zip(ours, truths, (view.v_nd, view.t_nd), strict=True):
-        torch.testing.assert_close(delta, truth, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(delta, truth, rtol=1e-8, atol=1e-8)
         size = delta.norm(dim=1) if norm == "l2" else delta.abs().amax(dim=1)
         assert (size <= 0.3 * row.norm(dim=1) * (1 + 1e-12)).all()
 
@@ -97,3 +125,81 @@ def test_the_adversary_raises_the_loss_and_coordination_raises_the_alignment():
     plain, coordinated = loss_and_alignment(0.0), loss_and_alignment(1.0)
     assert plain[0] > clean
     assert coordinated[1] > plain[1]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_step_of_conditional_gradient_lowers_the_loss(objective, norm):
+    rose = []
+    for seed in range(3):
+        view, loss = problem(objective, seed)
+        values = [loss(view.v_nd, view.t_nd)]
+        for steps in range(1, 6):
+            rule = AscentRule(Budget(0.5, norm), steps, 0.0, ITEMS, conditional_gradient=True)
+            deltas = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
+            values.append(loss(view.v_nd + deltas[0], view.t_nd + deltas[1]))
+        assert all(after >= before - 1e-12 for before, after in pairwise(map(float, values))), values
+        rose.append(float(values[2] - values[1]))
+    assert max(rose) > 0  # the second step does what the first could not know
+
+
+def eager_user_alignment(view, delta_v, delta_t):
+    """cos_j [n] over the pairs of the score shifts of both modalities, weighted by |dL/ds|, a constant."""
+    scores = (view.users_BK @ view.items().T).detach().requires_grad_()
+    batch, index_B = view.batch, torch.arange(len(view.batch))
+    positives_B = view.rows.index_of(batch.positives_B)
+    positive_B, N = scores[index_B, positives_B], scores.shape[1]
+    if isinstance(view.objective, Sampled):
+        loss = F.softplus(scores[index_B, view.rows.index_of(batch.negatives_B)] - positive_B).mean()
+    else:
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        seen = view.objective._seen(batch, scores.device)
+        if seen is not None:
+            kept[torch.repeat_interleave(index_B, seen[0].diff()), seen[1]] = False
+        kept[index_B, positives_B] = False
+        if isinstance(view.objective, FullCatalog):
+            loss = (F.softplus(scores - positive_B[:, None]) * kept).sum() / kept.sum()
+        else:
+            offset_n = view.objective._offset_N if view.objective._offset_N is not None else scores.new_zeros(N)
+            kept[index_B, positives_B] = True
+            raised = (scores + offset_n).masked_fill(~kept, -torch.inf)
+            loss = F.cross_entropy(raised, positives_B)
+    weights = torch.autograd.grad(loss, scores)[0].abs()
+    content_BC = view.users_BK[:, D:]
+    shift_v, shift_t = content_BC @ (delta_v @ view.w_v.T).T, content_BC @ (delta_t @ view.w_t.T).T
+    inner = lambda a, b: (weights * a * b).sum(0)  # noqa: E731
+    product = inner(shift_v, shift_v) * inner(shift_t, shift_t)
+    return torch.where(product > 0, inner(shift_v, shift_t) / product.where(product > 0, 1).sqrt(), 0.0)
+
+
+@pytest.mark.parametrize("own_users", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_alignment_in_user_space_and_its_gradient_equal_automatic_differentiation(objective, own_users):
+    view, _ = problem(objective, seed=SEED_WITHOUT_OWN_NEGATIVES, own_users=own_users)
+    assert not (view.batch.positives_B == view.batch.negatives_B).any()  # which would cancel there
+    deltas = [torch.randn(view.v_nd.shape, generator=torch.Generator().manual_seed(s)).double() for s in (5, 6)]
+    for delta in deltas:
+        delta[3] = 0  # no shift, no cosine
+    leaves = [delta.requires_grad_() for delta in deltas]
+    truth_n = eager_user_alignment(view, *leaves)
+    truth_v, truth_t = torch.autograd.grad(truth_n.sum(), leaves)
+    cosine_n, slope_v, slope_t = view.user_alignment(view.items(), *(delta.detach() for delta in deltas))
+    torch.testing.assert_close(cosine_n, truth_n.detach(), rtol=1e-7, atol=1e-8)
+    assert cosine_n[3] == 0 and cosine_n.abs().max() <= 1 + 1e-12
+    for slope, truth in ((slope_v, truth_v), (slope_t, truth_t)):
+        torch.testing.assert_close(slope[4:], truth[4:], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_coordination_in_user_space_begins_with_the_second_step(objective):
+    view, _ = problem(objective, own_users=True)
+
+    def reached(adv_align_weight, steps):
+        rule = AscentRule(Budget(0.3, "l2"), steps, adv_align_weight, ITEMS, space="users")
+        return closed_form(view, rule, view.items(), view.content_gradient(view.items()))
+
+    assert torch.equal(reached(0.0, 1)[0], reached(10.0, 1)[0])
+    alone, coordinated = reached(0.0, 2), reached(10.0, 2)
+    for delta, other, row in zip(coordinated, alone, (view.v_nd, view.t_nd), strict=True):
+        assert (delta - other).norm() > 0.01 * other.norm()
+        assert (delta.norm(dim=1) <= 0.3 * row.norm(dim=1) * (1 + 1e-12)).all()

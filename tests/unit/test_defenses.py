@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.random_model import content_model
-from tests.unit.test_coordination import ITEMS, OBJECTIVES, D, problem
+from tests.unit.test_coordination import ITEMS, OBJECTIVES, D, SeenView, deltas_of, problem
 from uatmc_dist.adversary.budget import Budget, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, closed_form
-from uatmc_dist.adversary.defenses import Noise, adversary, certified_bonus
+from uatmc_dist.adversary.defenses import Noise, Problem, adversary, certified_bonus
 from uatmc_dist.config import AdversarialConfig
 from uatmc_dist.seeding import normal_rows
 
@@ -66,7 +66,10 @@ def test_the_certified_bonus_differentiates_into_users_and_fusion():
     dense = content_model(D)
     users_BK = torch.randn(6, 2 * D, requires_grad=True)
     config = AdversarialConfig(adversary="certified", epsilon=0.2)
-    certified_bonus(config, users_BK, dense).sum().backward()
+    view = SeenView(problem("full_catalog")[0])
+    view.clean = view.clean._replace(users_BK=users_BK)
+    view.linear = view.linear._replace(w_v=dense.w_v, w_t=dense.w_t)
+    certified_bonus(config, view).sum().backward()
     assert users_BK.grad is not None and not users_BK.grad[:, :D].any() and users_BK.grad[:, D:].all(dim=1).all()
     assert dense.w_v.grad is not None and dense.w_v.grad.any() and dense.visual[0].weight.grad is None
     assert adversary(config, ITEMS, 0) is None
@@ -79,7 +82,7 @@ def test_a_single_modality_leaves_the_other_alone(name, still, steps):
     items_nK = view.items()
     gradient = view.content_gradient(items_nK)
     config = AdversarialConfig(adversary=name, epsilon=0.2, steps=steps)
-    deltas = adversary(config, ITEMS, 0)(view, items_nK, lambda: gradient, 0)
+    deltas = deltas_of(adversary(config, ITEMS, 0), view)
     assert not deltas[still].any() and deltas[1 - still].any(dim=1).all()
     if steps == 1:  # the moved one is what both modalities together would do
         both = closed_form(view, AscentRule(Budget(0.2, "l2"), 1, 0.0, ITEMS), items_nK, gradient)
@@ -89,14 +92,15 @@ def test_a_single_modality_leaves_the_other_alone(name, still, steps):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_noise_has_full_length_a_direction_of_its_own_for_each_step_and_needs_no_gradient(norm):
     view, _ = problem("full_catalog")
-    noise = Noise(Budget(0.2, norm), seed=3)
-    steps = [noise(view, view.items(), lambda: pytest.fail("not needed"), step) for step in (0, 1)]
+    noise = Noise(Budget(0.2, norm), seed=3, weight=1.0)
+    problem_of_noise = Problem(view.objective, view.batch, view.rows, SeenView(view))
+    steps = [noise(problem_of_noise, torch.tensor(0.0), step) for step in (0, 1)]  # a loss without a graph
     for deltas in steps:
         for delta, row in zip(deltas, (view.v_nd, view.t_nd), strict=True):
             size = delta.norm(dim=1) if norm == "l2" else delta.abs().amax(dim=1)
             torch.testing.assert_close(size, 0.2 * row.norm(dim=1))
     assert not torch.equal(steps[0][0], steps[1][0]) and not torch.equal(steps[0][0], steps[0][1])
-    again = noise(view, view.items(), lambda: pytest.fail("not needed"), 0)
+    again = noise(problem_of_noise, torch.tensor(0.0), 0)
     assert torch.equal(again[0], steps[0][0])
 
 

@@ -11,7 +11,8 @@ from uatmc_dist.data.catalog import PROJECTED, Catalog
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.models import projected
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import build_content_model, project_items
+from uatmc_dist.models.projectors import project_items
+from uatmc_dist.models.vbpr import dense_module
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def catalog(tmp_path, monkeypatch) -> Catalog:
 
 @pytest.fixture
 def model(catalog):
-    return build_content_model(Config(name="x", catalog=catalog.path), catalog).requires_grad_(False)
+    return dense_module(Config(name="x", catalog=catalog.path), catalog).requires_grad_(False)
 
 
 def files(catalog: Catalog) -> list:

@@ -1,15 +1,19 @@
 """J(delta) and its ascent step: untargeted, on every item, coordinated over modalities (docs/algorithm.md, section 4).
 
-    J(delta) = L(delta) + lambda mean_j cos(dL/ddelta^v_j, dL/ddelta^t_j)
+    J(delta) = L(delta) + lambda mean_j cos_j
+
+cos_j is that of the gradients dL/ddelta^v_j and dL/ddelta^t_j (coordination in item space, as published), or that of
+the shifts which delta^v_j and delta^t_j make in the users' scores of j (coordination in user space, section 4.3).
 
 `closed_form` is for linear fusion and needs no graph; `general_form` differentiates twice and serves any
 map from (v, t) to the loss. Both run on any number of ranks: losses are partial, rows are this rank's.
 
-    n  active items of this rank    N  items of the catalog    d  width of a projected row
+    n  active items of this rank    N  items of the catalog    d  width of a projected row    C  columns of content
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -34,6 +38,11 @@ class AscentRule:
     """N, the divisor of the mean cosine."""
     modalities: tuple[str, ...] = MODALITIES
     """The modalities that the adversary may perturb."""
+    space: Literal["items", "users"] = "items"
+    """Where the modalities are coordinated."""
+    conditional_gradient: bool = False
+    """Each step goes to the point of the ball that the gradient at the last point points to (section 4.4): where L is
+    convex in delta, no step lowers it."""
 
     @property
     def step(self) -> float:
@@ -69,6 +78,25 @@ class LinearView:
     def content_hvp(self, items_nK: torch.Tensor, tangent_nd: torch.Tensor) -> torch.Tensor:
         return self.objective.content_hvp(self.users_BK, items_nK, self.batch, self.rows, tangent_nd)
 
+    def user_alignment(
+        self, items_nK: torch.Tensor, delta_v: torch.Tensor, delta_t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(cos_j [n], dcos_j/ddelta^v_j [n, d], dcos_j/ddelta^t_j): the cosine over users of the score shifts
+        <h_b, W_v delta^v_j> and <h_b, W_t delta^t_j>, weighted by |dL/ds_bj|, which counts as a constant. Zero where
+        a shift is. Complete on this rank."""
+        shift_v, shift_t = delta_v @ self.w_v.T, delta_t @ self.w_t.T
+        moment_v, moment_t = self.objective.user_moments(
+            self.users_BK, items_nK, self.batch, self.rows, (shift_v, shift_t)
+        )
+        square_v, square_t = (shift_v * moment_v).sum(1, keepdim=True), (shift_t * moment_t).sum(1, keepdim=True)
+        product = (square_v * square_t).clamp(min=0).sqrt()
+        kept = product > 0
+        inverse = torch.where(kept, 1 / product, 0.0)
+        cosine = (shift_v * moment_t).sum(1, keepdim=True) * inverse
+        slope_v = moment_t * inverse - torch.where(kept, cosine / square_v, 0.0) * moment_v
+        slope_t = moment_v * inverse - torch.where(kept, cosine / square_t, 0.0) * moment_t
+        return cosine.squeeze(1), slope_v @ self.w_v, slope_t @ self.w_t
+
 
 def closed_form(
     view: LinearView, rule: AscentRule, clean_items_nK: torch.Tensor, clean_gradient_nd: torch.Tensor
@@ -78,32 +106,50 @@ def closed_form(
     The clean items and `clean_gradient_nd`, g at delta = 0, are by-products of the clean pass.
     """
     gradient_nd, items_nK = clean_gradient_nd.contiguous(), clean_items_nK.detach()
-    budget = rule.budget
     deltas: Deltas | None = None
     for _ in range(rule.num_steps):
         if deltas is not None:
             items_nK = view.items(*deltas)
             gradient_nd = view.content_gradient(items_nK).contiguous()
-        direction_nd = _coordinated(view, rule, items_nK, gradient_nd)
-        if deltas is None:
-            radius = rule.step * budget.epsilon
-            deltas = perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+        if deltas is not None and rule.space == "users":
+            deltas = _ascend_in_user_space(view, rule, items_nK, gradient_nd, deltas)
         else:
-            deltas = (
-                budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, rule.step),
-                budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, rule.step),
-            )
+            direction_nd = _coordinated(view, rule, items_nK, gradient_nd)
+            deltas = _ascend(view, rule, direction_nd, deltas)
         deltas = keep_modalities(deltas, rule.modalities)
     assert deltas is not None
     return deltas
 
 
+def _ascend(view: LinearView, rule: AscentRule, direction_nd: torch.Tensor, deltas: Deltas | None) -> Deltas:
+    budget, step = rule.budget, rule.step
+    if deltas is None or rule.conditional_gradient:
+        radius = budget.epsilon if rule.conditional_gradient else step * budget.epsilon
+        return perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+    return (
+        budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, step),
+        budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, step),
+    )
+
+
 def _coordinated(view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor) -> torch.Tensor:
-    if rule.adv_align_weight == 0:
+    if rule.adv_align_weight == 0 or rule.space == "users":
         return gradient_nd
     _, omega_nd = coordinate(gradient_nd, view.w_v, view.w_t)
     omega_nd *= len(omega_nd) / rule.num_items  # the mean is over the catalog, not over the rows that are here
     return torch.add(gradient_nd, view.content_hvp(items_nK, omega_nd), alpha=rule.adv_align_weight)
+
+
+def _ascend_in_user_space(
+    view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor, deltas: Deltas
+) -> Deltas:
+    """One step along dJ/ddelta; at delta = 0, where no score has shifted, there is nothing to coordinate."""
+    _, slope_v, slope_t = view.user_alignment(items_nK, *deltas)
+    weight = rule.adv_align_weight / rule.num_items
+    return (
+        rule.budget.ascend(deltas[0], gradient_nd @ view.w_v + weight * slope_v, view.v_nd, rule.step),
+        rule.budget.ascend(deltas[1], gradient_nd @ view.w_t + weight * slope_t, view.t_nd, rule.step),
+    )
 
 
 def general_form(
@@ -122,9 +168,12 @@ def general_form(
         if coordinated:
             alignment = _sum_of_cosines(*gradients) / rule.num_items
             gradients = torch.autograd.grad(objective + rule.adv_align_weight * alignment, leaves)
+        if rule.conditional_gradient:
+            deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
+        step = 1.0 if rule.conditional_gradient else rule.step
         deltas = (
-            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, rule.step),
-            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, rule.step),
+            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, step),
+            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, step),
         )
         deltas = keep_modalities(deltas, rule.modalities)
     return deltas

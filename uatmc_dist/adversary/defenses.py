@@ -4,40 +4,72 @@ A defence either perturbs the items of a second loss term (an `Adversary`) or ra
 the worst that any perturbation could do (`certified_bonus`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas, worst_case_bonus
-from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form
+from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.config import AdversarialConfig
+from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
-from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.models.backbone import LinearContent, Scored, View
+from uatmc_dist.models.objectives import Objective
+from uatmc_dist.parallel.item_parallel import ActiveRows
 from uatmc_dist.seeding import normal_rows
 
 _NOISE_ROWS = 4096
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One batch that an adversary makes harder."""
+
+    objective: Objective
+    batch: Batch
+    rows: ActiveRows
+    view: View
+
+    def loss(self, scored: Scored, handicap_B: torch.Tensor | None = None) -> torch.Tensor:
+        """This rank's partial of the objective."""
+        return self.objective.loss(scored.users_BK, scored.items_nK, self.batch, self.rows, handicap_B)
+
+
 class Adversary(Protocol):
-    def __call__(
-        self, view: LinearView, clean_items_nK: torch.Tensor, clean_gradient: Callable[[], torch.Tensor], step: int
-    ) -> Deltas:
-        """Perturbations of this rank's active rows at one step. `clean_gradient()` is g at delta = 0."""
+    @property
+    def weight(self) -> float:
+        """Of the loss on perturbed items."""
+        ...
+
+    def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
+        """Perturbations of the rows that the view lets move, at one step of the run. `clean_loss` is the problem's
+        loss at delta = 0, with its graph."""
         ...
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Climbs the loss: uat and uat_mc, and uat in one modality alone."""
+    """Climbs the loss: all adversaries but noise."""
 
     rule: AscentRule
+    weight: float
 
-    def __call__(
-        self, view: LinearView, clean_items_nK: torch.Tensor, clean_gradient: Callable[[], torch.Tensor], step: int
-    ) -> Deltas:
-        return closed_form(view, self.rule, clean_items_nK, clean_gradient())
+    def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
+        view = problem.view
+        if view.linear is None:
+            return general_form(lambda v, t: problem.loss(view.at(v, t)), view.v_nd, view.t_nd, self.rule)
+        (clean_gradient_nC,) = torch.autograd.grad(clean_loss, view.linear.content_nC, retain_graph=True)
+        linear = _linear_view(problem, view.linear)
+        return closed_form(linear, self.rule, view.clean.items_nK, clean_gradient_nC)
+
+
+def _linear_view(problem: Problem, linear: LinearContent) -> LinearView:
+    view = problem.view
+    dtype = view.v_nd.dtype  # the fusion may train in bfloat16
+    fusion = (weight.detach().to(dtype) for weight in (linear.w_v, linear.w_t, linear.bias))
+    rows = view.clean.users_BK.detach(), linear.identity_nd.detach(), view.v_nd, view.t_nd
+    return LinearView(problem.objective, problem.batch, problem.rows, *rows, *fusion)
 
 
 @dataclass(frozen=True)
@@ -46,31 +78,45 @@ class Noise:
 
     budget: Budget
     seed: int
+    weight: float
 
-    def __call__(
-        self, view: LinearView, clean_items_nK: torch.Tensor, clean_gradient: Callable[[], torch.Tensor], step: int
-    ) -> Deltas:
-        first, (num_rows, dim) = view.rows.first, view.v_nd.shape
+    def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
+        v_nd, t_nd = problem.view.v_nd, problem.view.t_nd
+        first, (num_rows, dim) = problem.view.content_rows.first, v_nd.shape
         drawn = normal_rows(first, first + num_rows, 2 * dim, self.seed, step, block=_NOISE_ROWS)
-        visual, text = drawn.to(view.v_nd.device).split(dim, dim=1)
-        zero = torch.zeros_like(view.v_nd)
-        return self.budget.ascend(zero, visual, view.v_nd, 1.0), self.budget.ascend(zero, text, view.t_nd, 1.0)
+        visual, text = drawn.to(v_nd.device).split(dim, dim=1)
+        zero = torch.zeros_like(v_nd)
+        return self.budget.ascend(zero, visual, v_nd, 1.0), self.budget.ascend(zero, text, t_nd, 1.0)
 
 
 def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary | None:
     """None for the defences that perturb nothing: none and certified."""
-    budget = Budget(config.epsilon, config.norm)
-    if config.adversary in ("none", "certified"):
+    budget, name = Budget(config.epsilon, config.norm), config.adversary
+    if name in ("none", "certified"):
         return None
-    if config.adversary == "noise":
-        return Noise(budget, seed)
-    modalities = {"visual_only": MODALITIES[:1], "text_only": MODALITIES[1:]}.get(config.adversary, MODALITIES)
-    adv_align_weight = config.adv_align_weight if config.adversary == "uat_mc" else 0.0
-    return Ascent(AscentRule(budget, config.steps, adv_align_weight, num_items, modalities))
+    if name == "noise":
+        return Noise(budget, seed, config.adv_weight)
+    if name == "amr":
+        published = AscentRule(Budget(config.amr_epsilon, "l2"), 1, 0.0, num_items, MODALITIES[:1])
+        return Ascent(published, config.amr_weight)
+    modalities = {"visual_only": MODALITIES[:1], "text_only": MODALITIES[1:]}.get(name, MODALITIES)
+    is_coordinated = name in ("uat_mc", "user_coordination")
+    rule = AscentRule(
+        budget,
+        config.steps,
+        config.adv_align_weight if is_coordinated else 0.0,
+        num_items,
+        modalities,
+        "users" if name == "user_coordination" else "items",
+        name == "conditional_gradient",
+    )
+    return Ascent(rule, config.adv_weight)
 
 
-def certified_bonus(config: AdversarialConfig, users_BK: torch.Tensor, dense: ContentModel) -> torch.Tensor:
+def certified_bonus(config: AdversarialConfig, view: View) -> torch.Tensor:
     """What the budget can add to any item's score for each user of the batch, [B]; differentiable."""
+    assert view.linear is not None
     budget = Budget(config.epsilon, config.norm)
-    content_Bd = users_BK[:, -dense.w_v.shape[0] :]
-    return worst_case_bonus(content_Bd, dense.w_v.float(), dense.w_t.float(), budget, budget)
+    content_BC = view.clean.users_BK[:, -view.linear.w_v.shape[0] :]
+    dtype = content_BC.dtype
+    return worst_case_bonus(content_BC, view.linear.w_v.to(dtype), view.linear.w_t.to(dtype), budget, budget)

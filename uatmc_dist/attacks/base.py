@@ -93,8 +93,8 @@ class Targets:
     def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
         """The loss to be raised, its gradient, and what it stands for."""
         value_T, hits_T = self.v_Td.new_zeros(2, len(self)).unbind(0)
-        pull_Td = torch.zeros_like(self.v_Td)
         content_Ad = self.content_Ad
+        pull_Td = content_Ad.new_zeros(len(self), content_Ad.shape[1])
         for chunk, excess_AT in self.excess(deltas):
             value_AT, slope_AT = loss.value_and_slope(excess_AT)
             value_T = value_T + value_AT.sum(0)

@@ -20,5 +20,5 @@ class ExactGroup:
 
 
 def best_mean_direction(targets: Targets, budget: Budget) -> Deltas:
-    mean_Td = targets.content_Ad.mean(0).expand_as(targets.v_Td)
+    mean_Td = targets.content_Ad.mean(0).expand(len(targets), -1)
     return targets.ascend(targets.zeros(), mean_Td, budget, 1.0)

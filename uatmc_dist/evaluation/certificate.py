@@ -19,7 +19,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.scenes import ROUNDING, Bars
-from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.models.linear_model import LinearModel
 from uatmc_kernels import count_above
 
 THREATS: tuple[tuple[Norm, Definition], ...] = (
@@ -42,7 +42,7 @@ class Certificate:
 
 
 def certify(
-    model: TrainedModel,
+    model: LinearModel,
     catalog: Catalog,
     config: AttackConfig,
     attack: dict[str, Any] | None = None,
@@ -103,14 +103,14 @@ def certify(
     return Certificate(report, columns)
 
 
-def certified_hits(model: TrainedModel, bars: Bars, k: int, budget: Budget) -> np.ndarray:
+def certified_hits(model: LinearModel, bars: Bars, k: int, budget: Budget) -> np.ndarray:
     """For every item the largest share of users that could come to have it in their top k, [N].
 
     Streams over users and items; float64, so that no attack passes the bound by rounding.
     """
     assert model.dense is not None
     items_NK = bars.items_NK.double()
-    w_v, w_t = model.dense.w_v.double(), model.dense.w_t.double()
+    w_v, w_t = (weight.double() for weight in model.dense.fusion()[:2])
     best_U, _ = bars.at(k)
     # A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has
     # the item in the top k already keeps it: the clean score is at least the bar.

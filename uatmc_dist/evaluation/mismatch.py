@@ -18,9 +18,9 @@ from uatmc_dist.config import AdversarialConfig, Config
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.models.objectives import FullCatalog
 from uatmc_dist.models.projectors import fused_items
-from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_kernels import bpr_all_items, coordinate, perturb
 
@@ -33,7 +33,7 @@ _BINS = np.linspace(-1, 1, 41)
 def measure_mismatch(
     config: Config,
     catalog: Catalog,
-    model: TrainedModel,
+    model: LinearModel,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """What mismatch.json holds: the model, and the one that it started from.
@@ -45,9 +45,9 @@ def measure_mismatch(
     if len(model.dense.modalities) < 2:
         raise UserError(f"this model has {model.dense.modalities[0]} features alone; there is nothing to compare")
     if config.start_from is not None:
-        start, name = TrainedModel.load(config.start_from, catalog), str(config.start_from)
+        start, name = LinearModel.load(config.start_from, catalog), str(config.start_from)
     else:
-        start, name = TrainedModel.initial(config, catalog), "initial weights"
+        start, name = LinearModel.initial(config, catalog), "initial weights"
     stages = {}
     for done, (stage, measured) in enumerate((("before", start), ("after", model))):
         stages[stage] = _Gradients(measured, catalog, config.adversarial).report()
@@ -65,7 +65,7 @@ def measure_mismatch(
 class _Gradients:
     """Gradients of one model's full-catalog loss, of all its training pairs or 65,536 of them."""
 
-    def __init__(self, model: TrainedModel, catalog: Catalog, config: AdversarialConfig) -> None:
+    def __init__(self, model: LinearModel, catalog: Catalog, config: AdversarialConfig) -> None:
         assert model.dense is not None
         self._model, self._config = model, config
         users, items = (torch.from_numpy(ids) for ids in catalog.split("train"))
@@ -77,7 +77,7 @@ class _Gradients:
         known = KnownPositives.of_training(catalog)
         self._objective = FullCatalog(ItemBlock(catalog.num_items, 0, 1), known, exclude_known_positives=False)
         self._items_NK = model.items()
-        self.w_v, self.w_t = model.dense.w_v, model.dense.w_t
+        self.w_v, self.w_t, self._bias = model.dense.fusion()
 
     def report(self) -> dict[str, Any]:
         gradient_Nd = self._mean(lambda view: view.content_gradient(self._items_NK))
@@ -114,12 +114,12 @@ class _Gradients:
             tensors = model.users_UK[users_B], model.identity_Nd, model.v_Nd, model.t_Nd, self.w_v, self.w_t
             yield (
                 len(users_B) / len(self._users_P),
-                LinearView(self._objective, batch, rows, *tensors, model.dense.bias),
+                LinearView(self._objective, batch, rows, *tensors, self._bias),
             )
 
     def _mean(self, of_batch: Callable[[LinearView], torch.Tensor]) -> torch.Tensor:
         """Mean over the pairs of what `of_batch` says of one batch, [N, d]."""
-        mean_Nd = torch.zeros_like(self._model.v_Nd)
+        mean_Nd = torch.zeros(len(self._items_NK), len(self._bias))
         for share, view in self._views():
             mean_Nd += share * of_batch(view)
         return mean_Nd
@@ -158,7 +158,7 @@ class _Gradients:
         fusion = self.w_v, self.w_t
         deltas = perturb(direction_Nd, *fusion, model.v_Nd, model.t_Nd, epsilon, norm=self._config.norm)
         rows = model.v_Nd + deltas[0], model.t_Nd + deltas[1]
-        return fused_items(model.identity_Nd, *rows, *fusion, model.dense.bias)
+        return fused_items(model.identity_Nd, *rows, *fusion, self._bias)
 
     def _turned(self, gradient_Nd: torch.Tensor, hvp_Nd: torch.Tensor) -> dict[str, float]:
         """How far coordination turns the direction of the step: share of the items' modalities."""

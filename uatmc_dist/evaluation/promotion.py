@@ -23,7 +23,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
 from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
-from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
 STRONGEST = "strongest"
@@ -48,10 +48,10 @@ class _Stratum:
 
 
 def attack_model(
-    model: TrainedModel,
+    model: LinearModel,
     catalog: Catalog,
     config: AttackConfig,
-    surrogate: TrainedModel | None = None,
+    surrogate: LinearModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Attacks at every epsilon, in every stratum; returns what attack.json holds, checks included.
@@ -198,7 +198,7 @@ def _result(
     }
 
 
-def _check_surrogate(model: TrainedModel, surrogate: TrainedModel) -> None:
+def _check_surrogate(model: LinearModel, surrogate: LinearModel) -> None:
     if surrogate.dense is None or not (
         surrogate.v_Nd.shape == model.v_Nd.shape
         and torch.allclose(surrogate.v_Nd, model.v_Nd, atol=1e-4)
@@ -222,7 +222,7 @@ def _protocol(config: AttackConfig) -> str:
     return ", ".join(["paper", *differing])
 
 
-def _threat_model(config: AttackConfig, model: TrainedModel, surrogate: Path | None) -> dict[str, Any]:
+def _threat_model(config: AttackConfig, model: LinearModel, surrogate: Path | None) -> dict[str, Any]:
     assert model.dense is not None
     dim = model.v_Nd.shape[1]
     adjectives = {"visual": "visual", "text": "textual"}

@@ -15,7 +15,7 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.models.linear_model import LinearModel
 from uatmc_kernels import topk_all_items
 
 HIT_KS = (10, 20, 50, 100)
@@ -42,7 +42,7 @@ class Bars:
     """The clean catalog. Its rows are taken from here: computed anew they may differ in their last bits."""
 
     @classmethod
-    def of(cls, model: TrainedModel, k: int) -> "Bars":
+    def of(cls, model: LinearModel, k: int) -> "Bars":
         """At 10, 20, 50, 100 and k, as far as the catalog goes. UserError where k itself is too long."""
         num_items = len(model.identity_Nd)
         if k >= num_items:
@@ -77,7 +77,7 @@ class Scene:
     @classmethod
     def draw(
         cls,
-        model: TrainedModel,
+        model: LinearModel,
         bars: Bars,
         k: int,
         items: torch.Tensor,
@@ -85,6 +85,7 @@ class Scene:
         surrogate: Targets | None,
     ) -> "Scene":
         assert model.dense is not None
+        w_v, w_t, bias = model.dense.fusion()
         of_anchors = replace(bars, best_UJ=bars.best_UJ[anchors], next_UJ=bars.next_UJ[anchors])
         targets = Targets(
             users_AK=model.users_UK[anchors],
@@ -92,9 +93,9 @@ class Scene:
             identity_Td=model.identity_Nd[items],
             v_Td=model.v_Nd[items],
             t_Td=model.t_Nd[items],
-            w_v=model.dense.w_v,
-            w_t=model.dense.w_t,
-            bias=model.dense.bias,
+            w_v=w_v,
+            w_t=w_t,
+            bias=bias,
             surrogate=surrogate,
         )
         return cls(targets, bars.items_NK[items], of_anchors, k)

@@ -27,12 +27,15 @@ class Projector(nn.Sequential):
 
 
 class ContentModel(nn.Module):
-    """The dense part of VBPR: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
+    """The dense part under linear fusion: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
 
     `widths` [D] of the raw features and `hidden` widths by modality. A modality that the catalog lacks has no
     projector: its rows are zero, so that nothing in them can be perturbed, and its part of the fusion is a constant 0.
     Inputs may be float32 while the parameters are bfloat16; outputs are float32.
     """
+
+    num_halves = 1
+    """Content halves that a user has: C = num_halves * d columns of an item's content."""
 
     def __init__(self, widths: Mapping[str, int], hidden: Mapping[str, list[int]], dim: int) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class ContentModel(nn.Module):
                 self.register_parameter(name, nn.Parameter(torch.empty(dim, dim)))
             else:
                 self.register_buffer(name, torch.zeros(dim, dim), persistent=False)
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(self.num_halves * dim))
         for fusion in self.fusions():
             nn.init.xavier_uniform_(fusion)
         # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
@@ -53,6 +56,10 @@ class ContentModel(nn.Module):
     def fusions(self) -> list[nn.Parameter]:
         """W_v and W_t, or the one of them that trains."""
         return [weight for weight in (self.w_v, self.w_t) if isinstance(weight, nn.Parameter)]
+
+    def fusion(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(W_v [C, d], W_t [C, d], beta [C]); differentiable."""
+        return self.w_v, self.w_t, self.bias
 
     def start_from_components(self, components: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Linear projectors onto principal components (mean [D], components [k, D]) by modality; fusion as a sum."""
@@ -77,7 +84,7 @@ class ContentModel(nn.Module):
             F.normalize(self.get_submodule(modality)(raw[modality].to(dtype)).float(), dim=1)
             * raw[modality].any(dim=1, keepdim=True)
             if modality in self.modalities
-            else torch.zeros(num_rows, len(self.bias), device=self.bias.device)
+            else torch.zeros(num_rows, self.w_v.shape[1], device=self.bias.device)
             for modality in MODALITIES
         )
         return v_nd, t_nd
@@ -88,26 +95,22 @@ class ContentModel(nn.Module):
         return content_nd.float()
 
 
-def build_content_model(config: Config, catalog: Catalog) -> ContentModel:
+def content_model(kind: type[ContentModel], config: Config, catalog: Catalog) -> ContentModel:
     """Same initial weights for the same seed, on any rank."""
     model = config.model
     widths = {modality: catalog.features[modality].width for modality in catalog.modalities}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return ContentModel(widths, {"visual": model.visual_hidden, "text": model.text_hidden}, model.embedding_dim)
+        return kind(widths, {"visual": model.visual_hidden, "text": model.text_hidden}, model.embedding_dim)
 
 
-def initialised_content_model(config: Config, catalog: Catalog) -> ContentModel:
-    """The dense part that training starts from (model.initial)."""
-    model = build_content_model(config, catalog)
+def start_from_content(model: ContentModel, config: Config, catalog: Catalog) -> None:
+    """Projectors onto the principal components of the features, where training starts from them (model.initial)."""
     if config.model.initial == "content":
+        dim = config.model.embedding_dim
         model.start_from_components(
-            {
-                modality: principal_components(catalog, modality, config.model.embedding_dim, config.seed)
-                for modality in catalog.modalities
-            }
+            {name: principal_components(catalog, name, dim, config.seed) for name in catalog.modalities}
         )
-    return model
 
 
 def principal_components(catalog: Catalog, modality: str, most: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

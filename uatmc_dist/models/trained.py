@@ -5,8 +5,8 @@ model.safetensors    user [U, K] and history [N, K], or one of them (model.user)
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,19 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from uatmc_dist.checksums import check_stamp
 from uatmc_dist.config import Config, UserKind, dump_config, load_config
-from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
-from uatmc_dist.data.histories import Bags, pooled_users
+from uatmc_dist.data.histories import Bags
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.backbone import backbone
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
-from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import (
-    ContentModel,
-    build_content_model,
-    initialised_content_model,
-    project_items,
-)
+from uatmc_dist.models.projectors import project_items, start_from_content
 from uatmc_dist.parallel.process_group import any_rank
 
 FILE = "model.safetensors"
@@ -134,70 +128,53 @@ class ModelFile:
 
 
 class TrainedModel:
-    """A model in memory, whole, on one CPU.
+    """A model in memory, whole, on one CPU; a backbone's own has more."""
 
-    users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`; where users are their
-    histories, history_NK. `tables` are those of `table_names`, whole.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        catalog: Catalog,
-        tables: dict[str, torch.Tensor],
-        dense: ContentModel | None,
-        path: Path | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        self.path, self.config, self.dense = path, config, dense
-        self.identity_Nd, self.history_NK = tables["item"], tables.get("history")
-        parts = [tables["user"]] if "user" in tables else []
-        if self.history_NK is not None:
-            parts.append(pooled_users(KnownPositives.of_training(catalog), self.history_NK, catalog.num_users))
-        self.users_UK = sum(parts[1:], parts[0])
-        if dense is not None:
-            dense.requires_grad_(False)
-            project = project_items if path is None else partial(projected_items, progress=progress)
-            self.v_Nd, self.t_Nd = project(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+    path: Path | None
+    config: Config
+    dense: Any
+    """None without content."""
+    users_UK: torch.Tensor
+    history_NK: torch.Tensor | None
+    """Where users are their histories: what a bought item adds to a user."""
 
     @classmethod
-    def load(
-        cls, run: Path, catalog: Catalog, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> "TrainedModel":
+    def load(cls, run: Path, catalog: Catalog, progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
         """The final weights of a run; `progress(done, total)` is told of the items whose features are projected.
 
         Raises UserError for a run without a whole model, or of another catalog."""
         file = ModelFile(run)
         file.check_fits(catalog)
+        kind = backbone(file.config.model)
         dense, weights = None, file.dense_weights()
         if weights:
-            dense = build_content_model(file.config, catalog)
+            dense = kind.dense_module(file.config, catalog)
             dense.load_state_dict(weights)
         tables = {name: file.rows(name, 0, file.num_rows(name)) for name in table_names(file.config.model.user)}
-        return cls(file.config, catalog, tables, dense, run, progress)
+        return kind.trained_model(file.config, catalog, tables, dense, run, progress)
 
     @classmethod
-    def initial(cls, config: Config, catalog: Catalog) -> "TrainedModel":
-        """The seeded weights that training with this configuration starts from."""
-        dim = config.model.embedding_dim
-        width = 2 * dim if config.model.content else dim
-        widths = {"user": (catalog.num_users, width), "history": (catalog.num_items, width)}
+    def initial(cls, config: Config, catalog: Catalog) -> Any:
+        """The model with the seeded weights that training with this configuration starts from."""
+        kind, dim = backbone(config.model), config.model.embedding_dim
+        width = dim + (kind.content_width(config.model) if config.model.content else 0)
+        shapes = {"user": (catalog.num_users, width), "history": (catalog.num_items, width)}
         tables = {
-            name: initial_rows(name, 0, *widths.get(name, (catalog.num_items, dim)), config)
+            name: initial_rows(name, 0, *shapes.get(name, (catalog.num_items, dim)), config)
             for name in table_names(config.model.user)
         }
-        dense = initialised_content_model(config, catalog) if config.model.content else None
-        if dense is not None and config.model.initial == "content" and "history" in tables:
-            with torch.no_grad():
-                projected = project_items(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
-                tables["history"][:, dim:] = dense.fuse(*projected)
-        return cls(config, catalog, tables, dense)
+        dense: Any = kind.dense_module(config, catalog) if config.model.content else None
+        if dense is not None:
+            start_from_content(dense, config, catalog)
+            if config.model.initial == "content" and "history" in tables:
+                with torch.no_grad():
+                    projected = project_items(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+                    tables["history"][:, dim:] = dense.fuse(*projected)
+        return kind.trained_model(config, catalog, tables, dense, None, lambda done, total: None)
 
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""
-        if self.dense is None:
-            return self.identity_Nd
-        return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)
+        raise NotImplementedError
 
     def user_of_history(self, items_E: torch.Tensor) -> torch.Tensor:
         """Vector [K] of somebody who has bought these items, known to the training or not. Raises UserError for a

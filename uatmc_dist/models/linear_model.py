@@ -1,0 +1,45 @@
+"""A trained model under linear fusion, whole on one CPU."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from uatmc_dist.config import Config
+from uatmc_dist.data.batches import KnownPositives
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.histories import pooled_users
+from uatmc_dist.models.backbone import Progress
+from uatmc_dist.models.projected import projected_items
+from uatmc_dist.models.projectors import ContentModel, project_items
+from uatmc_dist.models.trained import TrainedModel
+
+
+class LinearModel(TrainedModel):
+    """users_UK, identity_Nd float32; with content also v_Nd, t_Nd (projected rows) and `dense`; where users are their
+    histories, history_NK."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        tables: dict[str, torch.Tensor],
+        dense: ContentModel | None,
+        path: Path | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self.path, self.config, self.dense = path, config, dense
+        self.identity_Nd, self.history_NK = tables["item"], tables.get("history")
+        parts = [tables["user"]] if "user" in tables else []
+        if self.history_NK is not None:
+            parts.append(pooled_users(KnownPositives.of_training(catalog), self.history_NK, catalog.num_users))
+        self.users_UK = sum(parts[1:], parts[0])
+        if dense is not None:
+            dense.requires_grad_(False)
+            project = project_items if path is None else partial(projected_items, progress=progress)
+            self.v_Nd, self.t_Nd = project(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+
+    def items(self) -> torch.Tensor:
+        if self.dense is None:
+            return self.identity_Nd
+        return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)

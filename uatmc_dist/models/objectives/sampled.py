@@ -1,0 +1,78 @@
+"""BPR with one uniform negative a pair, as published."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from uatmc_dist.data.batches import Batch
+from uatmc_dist.models.objectives.base import content_columns
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, owned, scores_at, sum_over_ranks
+
+
+class Sampled:
+    """One uniform negative a pair: only the rows of the batch are touched."""
+
+    def __init__(self, block: ItemBlock) -> None:
+        self._block = block
+
+    def rows(self, batch: Batch) -> ActiveRows:
+        touched = torch.unique(torch.cat([batch.positives_B, batch.negatives_B]))
+        first, last = torch.searchsorted(touched, torch.tensor([self._block.lo, self._block.hi])).tolist()
+        return ActiveRows(touched[first:last], first)
+
+    def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
+        return [batch.positives_B, batch.negatives_B]
+
+    def _differences(self, users: torch.Tensor, rows_n: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
+        """<user, positive row> - <user, negative row>, complete on every rank."""
+        positive_B = scores_at(users, rows_n, rows.index_of(batch.positives_B))
+        return sum_over_ranks(positive_B - scores_at(users, rows_n, rows.index_of(batch.negatives_B)))
+
+    def loss(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        handicap_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        margins_B = self._differences(users_BK, items_nK, batch, rows)
+        if handicap_B is not None:
+            margins_B = margins_B - handicap_B
+        # Every rank knows all margins; each takes its own share of the pairs into the loss.
+        return F.softplus(-margins_B[batch_slice(len(batch))]).sum() / len(batch)
+
+    @torch.no_grad()
+    def content_hvp(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows, tangent_nd: torch.Tensor
+    ) -> torch.Tensor:
+        content_Bd, _ = content_columns(users_BK, tangent_nd)
+        sigma_B = torch.sigmoid(self._differences(users_BK, items_nK, batch, rows))
+        change_B = self._differences(content_Bd, tangent_nd, batch, rows)
+        pull_Bd = (sigma_B * (1 - sigma_B) * change_B / len(batch))[:, None] * content_Bd
+        hvp_nd = torch.zeros_like(tangent_nd)
+        for items_B, sign in ((batch.positives_B, 1), (batch.negatives_B, -1)):
+            mine, index = owned(rows.index_of(items_B), users_BK.device)
+            hvp_nd.index_add_(0, index, pull_Bd[mine], alpha=sign)
+        return hvp_nd
+
+    @torch.no_grad()
+    def user_moments(
+        self,
+        users_BK: torch.Tensor,
+        items_nK: torch.Tensor,
+        batch: Batch,
+        rows: ActiveRows,
+        shifts: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        content_BC, _ = content_columns(users_BK, shifts[0])
+        weights_B = torch.sigmoid(-self._differences(users_BK, items_nK, batch, rows)) / len(batch)
+        moments = [torch.zeros_like(shift) for shift in shifts]
+        for items_B in (batch.positives_B, batch.negatives_B):
+            mine, index = owned(rows.index_of(items_B), users_BK.device)
+            content_bC, weights_b = content_BC[mine], weights_B[mine]
+            for shift_nC, moment_nC in zip(shifts, moments, strict=True):
+                change_b = weights_b * (content_bC * shift_nC[index]).sum(1)
+                moment_nC.index_add_(0, index, change_b[:, None] * content_bC)
+        return moments
