@@ -18,6 +18,9 @@ SCENARIOS = [
     ["adversarial.adversary=uat_mc", "engine.zero_stage=2", "adversarial.steps=3"],
     ["adversarial.adversary=uat_mc", "engine.zero_stage=1", "engine.precision=bf16"],
     ["adversarial.adversary=noise", "adversarial.objective=sampled"],
+    ["adversarial.adversary=user_coordination", "adversarial.steps=2", "model.backbone=vbpr_own_users"],
+    ["adversarial.adversary=conditional_gradient", "adversarial.steps=2", "model.user=history"],
+    ["adversarial.adversary=amr", "adversarial.objective=softmax"],
     ["adversarial.adversary=uat_mc", "model.user=both", "training.reg_kind=squared"],
 ]
 

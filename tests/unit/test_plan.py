@@ -166,13 +166,13 @@ from pathlib import Path
 from uatmc_dist.config import load_config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.models.vbpr import VBPR
+from uatmc_dist.models.linear_fusion import LinearFusion
 from uatmc_dist.parallel import process_group
 
 world = process_group.join()
 config = load_config(Path(sys.argv[1]))
 catalog = Catalog(config.catalog)
-model = VBPR(catalog, KnownPositives.of_training(catalog), config, world, "adversarial")
+model = LinearFusion(catalog, KnownPositives.of_training(catalog), config, world, "adversarial")
 found = {"projected features": sum(rows.nbytes for rows in model._projected)}
 for table in model.tables:
     state = [entry for of_table in table.optimizer_state().values() for entry in of_table.values()]
