@@ -27,7 +27,7 @@ from benchmarks.common import RESULTS, document_parser, markdown_table, one_thre
 from uatmc_dist.config import ATTACKS, Config, dump_config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.models.files import write_safetensors
-from uatmc_dist.models.trained import ModelFile, table_names
+from uatmc_dist.models.trained import ModelFile
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make(plan: Plan, variant: str, seed: int) -> None:
 def shrink(clean: Path, run: Path, share: float) -> None:
     """A copy of a trained run whose users weigh content by `share` of what they did."""
     file = ModelFile(clean)
-    tables = {name: file.rows(name, 0, file.num_rows(name)) for name in table_names(file.config.model.user)}
+    tables = file.tables()
     for name, rows in tables.items():
         if name != "item":
             rows[:, file.config.model.embedding_dim :] *= share

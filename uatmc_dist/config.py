@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Objective = Literal["sampled", "full_catalog", "softmax"]
 UserKind = Literal["row", "history", "both"]
 PhaseName = Literal["clean", "adversarial"]
-BackboneName = Literal["vbpr", "vbpr_own_users"]
+BackboneName = Literal["vbpr", "vbpr_own_users", "mmgcn"]
 AdversaryName = Literal[
     "none",
     "noise",
@@ -60,7 +60,8 @@ class ModelConfig(Section):
 
     backbone: BackboneName = "vbpr"
     """vbpr: users have one content half, which meets the fused content. vbpr_own_users: one for each modality, so that
-    different users can make up the gradients of the two."""
+    different users can make up the gradients of the two. mmgcn: graph convolutions over users and items, one for each
+    modality."""
     embedding_dim: Positive = 64
     """Width d of an item's identity half and of its content half; users carry 2d, or 3d with vbpr_own_users."""
     user: UserKind = "row"
@@ -72,6 +73,8 @@ class ModelConfig(Section):
     """Hidden widths of the visual projector, each followed by ReLU and LayerNorm."""
     text_hidden: list[Positive] = [256]
     """Hidden widths of the textual projector."""
+    preference: Literal["trained", "frozen"] = "trained"
+    """mmgcn: whether the users' preferences of a modality train. frozen: random and fixed, as in the public codes."""
     initial: Literal["random", "content"] = "random"
     """What training starts from. random: seeded weights. content: nearest neighbours by content; projectors are the
     principal components of the features (no hidden layers then), the fusion is their sum, and the content half of
@@ -82,6 +85,15 @@ class ModelConfig(Section):
         if self.content and self.initial == "content" and (self.visual_hidden or self.text_hidden):
             raise ValueError(
                 "model.initial content needs linear projectors; set model.visual_hidden=[] and model.text_hidden=[]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mmgcn_is_a_graph(self) -> "ModelConfig":
+        if self.backbone == "mmgcn" and (self.user, self.content, self.initial) != ("row", True, "random"):
+            raise ValueError(
+                "model.backbone mmgcn has users and content of its own kind; set model.user=row model.content=true "
+                "model.initial=random"
             )
         return self
 
@@ -349,6 +361,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _phases_make_sense(self) -> "Config":
+        if self.model.backbone == "mmgcn":
+            if self.engine.precision == "bf16":
+                raise ValueError("engine.precision bf16 is not for model.backbone mmgcn; set engine.precision=fp32")
+            if self.adversarial.epochs and self.adversarial.adversary == "certified":
+                raise ValueError(
+                    "adversarial.adversary certified needs linear fusion, which mmgcn has not; set "
+                    "adversarial.adversary=uat"
+                )
         if self.start_from is not None and self.adversarial.epochs == 0:
             raise ValueError("adversarial.epochs is 0, so start_from would train nothing; set it to at least 1")
         if self.start_from is None and self.clean.epochs == 0:

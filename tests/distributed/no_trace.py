@@ -21,6 +21,8 @@ SCENARIOS = [
     ["adversarial.adversary=user_coordination", "adversarial.steps=2", "model.backbone=vbpr_own_users"],
     ["adversarial.adversary=conditional_gradient", "adversarial.steps=2", "model.user=history"],
     ["adversarial.adversary=amr", "adversarial.objective=softmax"],
+    ["adversarial.adversary=uat_mc", "model.backbone=mmgcn", "adversarial.objective=sampled"],
+    ["adversarial.adversary=uat_mc", "model.backbone=mmgcn", "engine.zero_stage=2", "adversarial.steps=2"],
     ["adversarial.adversary=uat_mc", "model.user=both", "training.reg_kind=squared"],
 ]
 

@@ -10,6 +10,8 @@ from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
 from uatmc_dist.training import Trainer
 
+MMGCN = ["model.backbone=mmgcn", "training.lr=1e-3", "tables.lr=0.01"]
+"""Slow: with the rates of the others rounding grows tenfold every few steps."""
 SCENARIOS = {
     "sampled/none": ["clean.objective=sampled", "adversarial.objective=sampled", "adversarial.adversary=none"],
     "sampled/uat": ["clean.objective=sampled", "adversarial.objective=sampled", "adversarial.adversary=uat"],
@@ -77,6 +79,24 @@ SCENARIOS = {
         "model.user=history",
         "tables.optimizer=rowwise_adagrad",
     ],
+    "mmgcn/sampled/uat_mc": [*MMGCN, "clean.objective=sampled", "adversarial.objective=sampled"],
+    "mmgcn/full/uat": [
+        *MMGCN,
+        "clean.objective=full_catalog",
+        "adversarial.adversary=uat",
+        "model.preference=frozen",
+        "engine.zero_stage=1",
+    ],
+    "mmgcn/full/uat_mc": [*MMGCN, "adversarial.steps=2"],
+    "mmgcn/softmax/conditional": [
+        *MMGCN,
+        "clean.objective=softmax",
+        "adversarial.objective=softmax",
+        "adversarial.adversary=conditional_gradient",
+        "adversarial.steps=2",
+        "tables.optimizer=rowwise_adagrad",
+    ],
+    "mmgcn/sampled/noise": [*MMGCN, "adversarial.objective=sampled", "adversarial.adversary=noise"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }

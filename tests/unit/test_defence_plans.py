@@ -10,7 +10,8 @@ from conftest import ROOT
 from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.files import write_safetensors
-from uatmc_dist.models.trained import TrainedModel, table_names
+from uatmc_dist.models.linear_model import USER_TABLES
+from uatmc_dist.models.trained import TrainedModel
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/defences").glob("*.yaml")), ids=lambda path: path.stem)
@@ -28,7 +29,7 @@ def test_a_shrunk_model_weighs_content_by_its_share(user, write_config, tiny_cat
     catalog, config = Catalog(tiny_catalog), load_config(write_config(model={"user": user}))
     clean = TrainedModel.initial(config, catalog)
     users_table = {"row": clean.users_UK, "history": clean.history_NK}[user]
-    tables = dict(zip(table_names(user), (users_table, clean.identity_Nd), strict=True))
+    tables = dict(zip(USER_TABLES[user] + ["item"], (users_table, clean.identity_Nd), strict=True))
     (tmp_path / "clean/model").mkdir(parents=True)
     (tmp_path / "clean/model/config.yaml").write_text(write_config(model={"user": user}).read_text())
     dense = {f"dense.{name}": weight for name, weight in clean.dense.state_dict().items()}

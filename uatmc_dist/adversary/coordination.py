@@ -153,30 +153,47 @@ def _ascend_in_user_space(
 
 
 def general_form(
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], v_nd: torch.Tensor, t_nd: torch.Tensor, rule: AscentRule
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    v_nd: torch.Tensor,
+    t_nd: torch.Tensor,
+    rule: AscentRule,
+    clean_loss: torch.Tensor | None = None,
 ) -> Deltas:
     """delta* by automatic double differentiation (section 4.2), for any `loss(v, t)` that is twice differentiable.
 
-    `loss` is this rank's partial; `v_nd`, `t_nd` are this rank's rows. No parameter's gradient is touched.
+    `loss` is this rank's partial; `v_nd`, `t_nd` are this rank's rows. No parameter's gradient is touched. Where
+    v and t are leaves of a graph that exists, `clean_loss` at its end saves the first pass forward.
     """
     deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
     for _ in range(rule.num_steps):
-        leaves = [delta.detach().requires_grad_() for delta in deltas]
-        objective = loss(v_nd.detach() + leaves[0], t_nd.detach() + leaves[1])
-        coordinated = rule.adv_align_weight != 0
-        gradients = torch.autograd.grad(objective, leaves, create_graph=coordinated)
-        if coordinated:
-            alignment = _sum_of_cosines(*gradients) / rule.num_items
-            gradients = torch.autograd.grad(objective + rule.adv_align_weight * alignment, leaves)
+        kept = clean_loss is not None
+        if clean_loss is not None:
+            leaves, objective, clean_loss = [v_nd, t_nd], clean_loss, None
+        else:
+            leaves = [rows.detach() + delta for rows, delta in zip((v_nd, t_nd), deltas, strict=True)]
+            objective = loss(*(leaf.requires_grad_() for leaf in leaves))
+        gradients = _slope(objective, leaves, rule, kept)
         if rule.conditional_gradient:
             deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
         step = 1.0 if rule.conditional_gradient else rule.step
         deltas = (
-            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd, step),
-            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd, step),
+            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd.detach(), step),
+            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd.detach(), step),
         )
         deltas = keep_modalities(deltas, rule.modalities)
     return deltas
+
+
+def _slope(
+    objective: torch.Tensor, leaves: list[torch.Tensor], rule: AscentRule, kept: bool
+) -> tuple[torch.Tensor, ...]:
+    """Of J. `kept`: whether somebody else still needs the graph of `objective`."""
+    if rule.adv_align_weight == 0:
+        return torch.autograd.grad(objective, leaves, retain_graph=kept)
+    gradients = torch.autograd.grad(objective, leaves, create_graph=True)
+    alignment = _sum_of_cosines(*gradients) / rule.num_items
+    turned = torch.autograd.grad(alignment, leaves, retain_graph=kept)
+    return tuple(g.detach() + rule.adv_align_weight * along for g, along in zip(gradients, turned, strict=True))
 
 
 def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,8 @@ class Ascent:
     def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
         view = problem.view
         if view.linear is None:
-            return general_form(lambda v, t: problem.loss(view.at(v, t)), view.v_nd, view.t_nd, self.rule)
+            loss = lambda v, t: problem.loss(view.at(v, t))  # noqa: E731
+            return general_form(loss, view.v_nd, view.t_nd, self.rule, clean_loss)
         (clean_gradient_nC,) = torch.autograd.grad(clean_loss, view.linear.content_nC, retain_graph=True)
         linear = _linear_view(problem, view.linear)
         return closed_form(linear, self.rule, view.clean.items_nK, clean_gradient_nC)

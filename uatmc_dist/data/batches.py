@@ -53,6 +53,10 @@ class KnownPositives:
         known._take(keys, catalog.num_users, catalog.num_items)
         return known
 
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(user [E], item [E]) of all training pairs, user by user."""
+        return self._keys // self.num_items, self._keys % self.num_items
+
     def counts_of_items(self) -> torch.Tensor:
         """How many users have each item, [N]."""
         return torch.bincount(self._keys % self.num_items, minlength=self.num_items)

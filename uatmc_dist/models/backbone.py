@@ -9,7 +9,7 @@ the model of a training phase and the trained model. Nothing outside the module 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 
@@ -82,7 +82,7 @@ class TrainingModel(Protocol):
 
     @property
     def tables(self) -> list[Any]:
-        """Sharded tables, in the order of `table_shapes`."""
+        """Sharded tables, as in `Backbone.tables`."""
         ...
 
     @property
@@ -101,9 +101,18 @@ class TrainingModel(Protocol):
         ...
 
 
+class TableShape(NamedTuple):
+    of: Literal["user", "item"]
+    """What has a row of it."""
+    rows: int
+    width: int
+    std: float
+    """Of the seeded normal rows that it starts with."""
+
+
 class Backbone(Protocol):
-    def content_width(self, model: ModelConfig) -> int:
-        """Columns that content has in an item's embedding."""
+    def tables(self, config: Config, num_users: int, num_items: int) -> dict[str, TableShape]:
+        """The sharded tables by name, in the order of a model's checkpoints."""
         ...
 
     def dense_module(self, config: Config, catalog: Catalog) -> torch.nn.Module:

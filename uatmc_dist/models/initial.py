@@ -4,13 +4,12 @@ import zlib
 
 import torch
 
-from uatmc_dist.config import Config
 from uatmc_dist.seeding import normal_rows
 
 _BLOCK = 1 << 16
 
 
-def initial_rows(table: str, lo: int, hi: int, dim: int, config: Config) -> torch.Tensor:
+def initial_rows(table: str, lo: int, hi: int, dim: int, std: float, seed: int) -> torch.Tensor:
     """Normal rows [lo, hi); they depend on (seed, row) and not on the world size."""
-    words = config.seed, zlib.crc32(table.encode())
-    return normal_rows(lo, hi, dim, *words, block=_BLOCK) * config.tables.init_std
+    words = seed, zlib.crc32(table.encode())
+    return normal_rows(lo, hi, dim, *words, block=_BLOCK) * std

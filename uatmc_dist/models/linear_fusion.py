@@ -38,11 +38,11 @@ class LinearFusion:
         self._catalog, self._device = catalog, world.device
         self.has_content = config.model.content
         kind, dim = backbone(config.model), config.model.embedding_dim
-        width = dim + kind.content_width(config.model) if self.has_content else dim
+        width = next(iter(kind.tables(config, catalog.num_users, catalog.num_items).values())).width
         self.users = UserVectors(config, catalog.num_users, width, known, world.device)
         self.items = ShardedTable("item", catalog.num_items, dim, config.tables, world.device)
         for table in self.tables:
-            table.initialise(config)
+            table.initialise(config.tables.init_std, config.seed)
         self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
         self._frozen: dict[str, torch.Tensor] = {}
         self._dense: ContentModel | None = None

@@ -9,10 +9,24 @@ from uatmc_dist.config import Config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.histories import pooled_users
-from uatmc_dist.models.backbone import Progress
+from uatmc_dist.models.backbone import Progress, TableShape
 from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import ContentModel, project_items
 from uatmc_dist.models.trained import TrainedModel
+
+USER_TABLES = {"row": ["user"], "history": ["history"], "both": ["user", "history"]}
+
+
+def linear_tables(num_halves: int, config: Config, num_users: int, num_items: int) -> dict[str, TableShape]:
+    """`num_halves`: content halves of a user."""
+    model, std = config.model, config.tables.init_std
+    width = (1 + num_halves) * model.embedding_dim if model.content else model.embedding_dim
+    shapes = {
+        "user": TableShape("user", num_users, width, std),
+        "history": TableShape("item", num_items, width, std),
+        "item": TableShape("item", num_items, model.embedding_dim, std),
+    }
+    return {name: shapes[name] for name in (*USER_TABLES[model.user], "item")}
 
 
 class LinearModel(TrainedModel):

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from uatmc_dist.checksums import check_stamp
 from uatmc_dist.data.catalog import MODALITIES, PROJECTED, Catalog
 from uatmc_dist.models.files import write_safetensors
-from uatmc_dist.models.projectors import CHUNK, ContentModel, project_items
+from uatmc_dist.models.projectors import CHUNK, Projectors, project_items
 
 _KEYS_KEPT = 4
 _LOG = logging.getLogger("uatmc_dist")
 
 
 def projected_items(
-    model: ContentModel,
+    model: Projectors,
     catalog: Catalog,
     lo: int,
     hi: int,
@@ -41,7 +41,7 @@ def projected_items(
     `progress(done, total)` is told of the items.
     """
     folder = catalog.path / PROJECTED / _key(model, catalog, dtype)
-    v_nd = torch.empty(hi - lo, model.w_v.shape[0], dtype=dtype, device=device)
+    v_nd = torch.empty(hi - lo, model.dim, dtype=dtype, device=device)
     t_nd = torch.empty_like(v_nd)
     is_kept = _opened(folder)
     for start in range(lo // CHUNK * CHUNK, hi, CHUNK):
@@ -59,7 +59,7 @@ def projected_items(
     return v_nd, t_nd
 
 
-def _key(model: ContentModel, catalog: Catalog, dtype: torch.dtype) -> str:
+def _key(model: Projectors, catalog: Catalog, dtype: torch.dtype) -> str:
     digest = hashlib.sha256(str(dtype).encode())
     for name in catalog.modalities:
         file = catalog.features[name].path.stat()

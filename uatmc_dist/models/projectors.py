@@ -1,6 +1,7 @@
 """Projectors of raw features, and the linear fusion of their outputs (docs/algorithm.md, sections 1 and 2)."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,22 +27,53 @@ class Projector(nn.Sequential):
         super().__init__(*layers, nn.Linear(width, dim))
 
 
-class ContentModel(nn.Module):
-    """The dense part under linear fusion: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
+class Projectors(nn.Module):
+    """The projectors of a dense part, one for each modality; a subclass adds the rest and InfoNCE's `log_temperature`.
 
     `widths` [D] of the raw features and `hidden` widths by modality. A modality that the catalog lacks has no
-    projector: its rows are zero, so that nothing in them can be perturbed, and its part of the fusion is a constant 0.
+    projector: its rows are zero, so that nothing in them can be perturbed.
     Inputs may be float32 while the parameters are bfloat16; outputs are float32.
+    """
+
+    log_temperature: nn.Parameter
+
+    def __init__(self, widths: Mapping[str, int], hidden: Mapping[str, list[int]], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.modalities = [modality for modality in MODALITIES if modality in widths]
+        for modality in self.modalities:
+            self.add_module(modality, Projector(widths[modality], hidden[modality], dim))
+
+    def freeze_projectors(self) -> None:
+        """What the adversarial phase trains is the rest."""
+        for module in (self.get_submodule(modality) for modality in self.modalities):
+            module.requires_grad_(False)
+        self.log_temperature.requires_grad_(False)
+
+    def project(self, raw: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw rows [n, D] by modality to unit rows v, t [n, d]; zero rows where an item has no photo or text."""
+        like, num_rows = self.log_temperature, len(next(iter(raw.values())))
+        v_nd, t_nd = (
+            F.normalize(self.get_submodule(modality)(raw[modality].to(like.dtype)).float(), dim=1)
+            * raw[modality].any(dim=1, keepdim=True)
+            if modality in self.modalities
+            else torch.zeros(num_rows, self.dim, device=like.device)
+            for modality in MODALITIES
+        )
+        return v_nd, t_nd
+
+
+class ContentModel(Projectors):
+    """The dense part under linear fusion: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
+
+    The part of a modality that the catalog lacks is a constant 0.
     """
 
     num_halves = 1
     """Content halves that a user has: C = num_halves * d columns of an item's content."""
 
     def __init__(self, widths: Mapping[str, int], hidden: Mapping[str, list[int]], dim: int) -> None:
-        super().__init__()
-        self.modalities = [modality for modality in MODALITIES if modality in widths]
-        for modality in self.modalities:
-            self.add_module(modality, Projector(widths[modality], hidden[modality], dim))
+        super().__init__(widths, hidden, dim)
         for name, modality in zip(("w_v", "w_t"), MODALITIES, strict=True):
             if modality in widths:
                 self.register_parameter(name, nn.Parameter(torch.empty(dim, dim)))
@@ -71,31 +103,16 @@ class ContentModel(nn.Module):
             for fusion in self.fusions():
                 nn.init.eye_(fusion)
 
-    def freeze_projectors(self) -> None:
-        """What the adversarial phase trains is the fusion alone."""
-        for module in (self.get_submodule(modality) for modality in self.modalities):
-            module.requires_grad_(False)
-        self.log_temperature.requires_grad_(False)
-
-    def project(self, raw: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw rows [n, D] by modality to unit rows v, t [n, d]; zero rows where an item has no photo or text."""
-        dtype, num_rows = self.w_v.dtype, len(next(iter(raw.values())))
-        v_nd, t_nd = (
-            F.normalize(self.get_submodule(modality)(raw[modality].to(dtype)).float(), dim=1)
-            * raw[modality].any(dim=1, keepdim=True)
-            if modality in self.modalities
-            else torch.zeros(num_rows, self.w_v.shape[1], device=self.bias.device)
-            for modality in MODALITIES
-        )
-        return v_nd, t_nd
-
     def fuse(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
         dtype = self.w_v.dtype
         content_nd = F.linear(v_nd.to(dtype), self.w_v, self.bias) + F.linear(t_nd.to(dtype), self.w_t)
         return content_nd.float()
 
 
-def content_model(kind: type[ContentModel], config: Config, catalog: Catalog) -> ContentModel:
+Dense = TypeVar("Dense", bound=Projectors)
+
+
+def content_model(kind: type[Dense], config: Config, catalog: Catalog) -> Dense:
     """Same initial weights for the same seed, on any rank."""
     model = config.model
     widths = {modality: catalog.features[modality].width for modality in catalog.modalities}
@@ -145,7 +162,7 @@ def fused_items(
 
 @torch.no_grad()
 def project_items(
-    model: ContentModel, catalog: Catalog, lo: int, hi: int, device: torch.device
+    model: Projectors, catalog: Catalog, lo: int, hi: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected rows v, t [hi - lo, d] of the items [lo, hi), chunk by chunk: raw features are never held whole."""
     parts = []

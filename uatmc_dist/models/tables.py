@@ -15,7 +15,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from uatmc_dist.config import Config, TablesConfig
+from uatmc_dist.config import TablesConfig
 from uatmc_dist.data.histories import Bags
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
@@ -81,8 +81,9 @@ class _Sharded:
     def _is_elsewhere(self, ids: torch.Tensor) -> torch.Tensor:
         return (ids < self.block.lo) | (ids >= self.block.hi)
 
-    def initialise(self, config: Config) -> None:
-        self.local_weight.copy_(initial_rows(self.name, self.block.lo, self.block.hi, self.dim, config))
+    def initialise(self, std: float, seed: int) -> None:
+        """Seeded normal rows."""
+        self.local_weight.copy_(initial_rows(self.name, self.block.lo, self.block.hi, self.dim, std, seed))
 
     def set_lr(self, lr: float) -> None:
         if lr == self._lr:

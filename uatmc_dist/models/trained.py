@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from uatmc_dist.checksums import check_stamp
-from uatmc_dist.config import Config, UserKind, dump_config, load_config
+from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.data.histories import Bags
 from uatmc_dist.errors import UserError
@@ -64,11 +64,6 @@ def _gather_on_first(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def table_names(user: UserKind) -> list[str]:
-    """The tables of a model, in the order of its checkpoints."""
-    return [*{"row": ["user"], "history": ["history"], "both": ["user", "history"]}[user], "item"]
-
-
 class ModelFile:
     """A saved model, read piece by piece: a rank takes only its own rows.
 
@@ -94,6 +89,11 @@ class ModelFile:
     def num_rows(self, table: str) -> int:
         return self._file.get_slice(table).get_shape()[0]
 
+    def tables(self) -> dict[str, torch.Tensor]:
+        """All of them, whole, by name."""
+        names = backbone(self.config.model).tables(self.config, 0, 0)
+        return {name: self.rows(name, 0, self.num_rows(name)) for name in names}
+
     def dense_weights(self) -> dict[str, torch.Tensor]:
         prefix = "dense."
         names = [key.removeprefix(prefix) for key in list(self._file.keys()) if key.startswith(prefix)]
@@ -101,14 +101,12 @@ class ModelFile:
 
     def check_fits(self, catalog: Catalog) -> None:
         """UserError where the catalog is not of the sizes that the model was trained on."""
-        sizes = {"user": catalog.num_users, "history": catalog.num_items, "item": catalog.num_items}
-        for table in table_names(self.config.model.user):
-            count = sizes[table]
-            if self.num_rows(table) != count:
-                what = "user" if table == "user" else "item"
+        shapes = backbone(self.config.model).tables(self.config, catalog.num_users, catalog.num_items)
+        for table, shape in shapes.items():
+            if self.num_rows(table) != shape.rows:
                 raise UserError(
-                    f"{self.path}: {self.num_rows(table)} {what}s, but the catalog {catalog.path} has {count}; "
-                    "give the catalog that the model was trained on"
+                    f"{self.path}: {self.num_rows(table)} {shape.of}s, but the catalog {catalog.path} has "
+                    f"{shape.rows}; give the catalog that the model was trained on"
                 )
         if not self.config.model.content:
             return
@@ -150,19 +148,14 @@ class TrainedModel:
         if weights:
             dense = kind.dense_module(file.config, catalog)
             dense.load_state_dict(weights)
-        tables = {name: file.rows(name, 0, file.num_rows(name)) for name in table_names(file.config.model.user)}
-        return kind.trained_model(file.config, catalog, tables, dense, run, progress)
+        return kind.trained_model(file.config, catalog, file.tables(), dense, run, progress)
 
     @classmethod
     def initial(cls, config: Config, catalog: Catalog) -> Any:
         """The model with the seeded weights that training with this configuration starts from."""
         kind, dim = backbone(config.model), config.model.embedding_dim
-        width = dim + (kind.content_width(config.model) if config.model.content else 0)
-        shapes = {"user": (catalog.num_users, width), "history": (catalog.num_items, width)}
-        tables = {
-            name: initial_rows(name, 0, *shapes.get(name, (catalog.num_items, dim)), config)
-            for name in table_names(config.model.user)
-        }
+        shapes = kind.tables(config, catalog.num_users, catalog.num_items)
+        tables = {name: initial_rows(name, 0, t.rows, t.width, t.std, config.seed) for name, t in shapes.items()}
         dense: Any = kind.dense_module(config, catalog) if config.model.content else None
         if dense is not None:
             start_from_content(dense, config, catalog)

@@ -1,15 +1,14 @@
 """VBPR: a user has one content half, which meets the fused content c = W_v v + W_t t + beta (arXiv 1510.01784)."""
 
+from functools import partial
 from typing import Any
 
-from uatmc_dist.config import Config, ModelConfig
+from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.models.linear_model import LinearModel
+from uatmc_dist.models.linear_model import LinearModel, linear_tables
 from uatmc_dist.models.projectors import ContentModel, content_model
 
-
-def content_width(model: ModelConfig) -> int:
-    return model.embedding_dim
+tables = partial(linear_tables, 1)
 
 
 def dense_module(config: Config, catalog: Catalog) -> ContentModel:

@@ -6,14 +6,15 @@ What GRCN's concatenation has at its output (docs/algorithm.md, section 1.2): di
 of the two modalities, which one content half does not allow.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from uatmc_dist.config import Config, ModelConfig
+from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.models.linear_model import LinearModel
+from uatmc_dist.models.linear_model import LinearModel, linear_tables
 from uatmc_dist.models.projectors import ContentModel, content_model
 
 
@@ -32,12 +33,11 @@ class OwnUsersContent(ContentModel):
         return (torch.cat(halves, dim=1) + self.bias).float()
 
 
-def content_width(model: ModelConfig) -> int:
-    return 2 * model.embedding_dim
+tables = partial(linear_tables, 2)
 
 
 def dense_module(config: Config, catalog: Catalog) -> OwnUsersContent:
-    return content_model(OwnUsersContent, config, catalog)  # type: ignore[return-value]
+    return content_model(OwnUsersContent, config, catalog)
 
 
 def training_model(*arguments: Any) -> Any:

@@ -1,0 +1,293 @@
+"""MMGCN: one graph convolution for each modality, over users with preferences of that modality and items with its
+content (Wei et al., MM 2019; the topology of MMRec's and UAT-MC's code, docs/algorithm.md, section 1.3).
+
+For modality m with phi = LeakyReLU(0.01), mean over neighbours A, id embeddings E and preferences P^m (row vectors):
+
+    X_0 = rownorm([P^m ; Y^m])    Y^v = z^v A_v + a_v    Y^t = z^t
+    X_l = phi([phi(A X_{l-1} Theta_l), phi(X_{l-1} B_l + b_l) + E] C_l + c_l)    l = 1, 2, 3
+    r   = (X^v_3 + X^t_3) / 2
+
+E and P^m are tables and train; with model.preference=frozen P^m does not. z are the projected rows, which is what an
+adversary perturbs: the scores are not linear in them, so there is no closed form and no certificate.
+
+    u, n  users and items of this rank    d  embedding_dim    U, N  users and items of all ranks
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from uatmc_dist.config import Config, PhaseName
+from uatmc_dist.data.batches import Batch, KnownPositives
+from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.models.backbone import Progress, Ranking, Scored, TableShape
+from uatmc_dist.models.projected import projected_items
+from uatmc_dist.models.projectors import Projectors, content_model, project_items, raw_rows
+from uatmc_dist.models.propagation import BipartiteGraph
+from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, owned, sum_over_ranks
+
+NUM_LAYERS = 3
+_VISUAL_WIDTH = 4
+"""Width of the visual X_0 in d: 256 where d is 64, as published."""
+Modal = dict[str, torch.Tensor]
+
+
+class Nodes(NamedTuple):
+    """Rows of this rank's users and of its items."""
+
+    users_ud: torch.Tensor
+    items_nd: torch.Tensor
+
+
+class GraphConvolution(nn.Module):
+    """Theta, B, b, C, c of one layer of one modality; input width `width`, output d."""
+
+    def __init__(self, width: int, dim: int, first: bool) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.empty(width, width))
+        self.skip = nn.Linear(width, dim)
+        self.join = nn.Linear(width + dim, dim)
+        nn.init.xavier_normal_(self.theta)
+        nn.init.xavier_normal_(self.skip.weight)
+        if first:
+            nn.init.xavier_normal_(self.join.weight)
+
+    def forward(self, rows_ud: torch.Tensor, mean_ud: torch.Tensor, identity_ud: torch.Tensor) -> torch.Tensor:
+        """`mean_ud`: that of the neighbours' rows @ theta."""
+        skipped_ud = F.leaky_relu(self.skip(rows_ud)) + identity_ud
+        return F.leaky_relu(self.join(torch.cat([F.leaky_relu(mean_ud), skipped_ud], dim=1)))
+
+
+class MMGCNContent(Projectors):
+    """The dense part: projectors, A_v, the convolutions, and InfoNCE's temperature."""
+
+    def __init__(self, widths: dict[str, int], hidden: dict[str, list[int]], dim: int) -> None:
+        super().__init__(widths, hidden, dim)
+        if "visual" in self.modalities:
+            self.to_latent = nn.Linear(dim, _VISUAL_WIDTH * dim)
+        for modality in self.modalities:
+            width = latent_widths(dim)[modality]
+            layers = [GraphConvolution(width if layer == 0 else dim, dim, layer == 0) for layer in range(NUM_LAYERS)]
+            self.add_module(f"{modality}_layers", nn.ModuleList(layers))
+        # The published logits are exp(0.07) <v, t>; ours are <v, t> / temperature.
+        self.log_temperature = nn.Parameter(torch.full((1,), -0.07))
+
+    def layers(self, modality: str) -> nn.ModuleList:
+        return getattr(self, f"{modality}_layers")
+
+    def latent(self, modality: str, z_nd: torch.Tensor) -> torch.Tensor:
+        """Y^m."""
+        return self.to_latent(z_nd) if modality == "visual" else z_nd
+
+    def embed(self, graph: BipartiteGraph, identity: Nodes, preference: Modal, z: Modal) -> Nodes:
+        """r of this rank's users and items. Collective."""
+        total: Nodes | None = None
+        split = [len(identity.users_ud), len(identity.items_nd)]
+        identity_d = torch.cat(identity)
+        for modality in self.modalities:
+            rows = F.normalize(torch.cat([preference[modality], self.latent(modality, z[modality])]), dim=1)
+            for layer in self.layers(modality):
+                mean = torch.cat(graph.propagate(*(rows @ layer.theta).split(split)))
+                rows = layer(rows, mean, identity_d)
+            part = Nodes(*rows.split(split))
+            total = part if total is None else Nodes(*(a + b for a, b in zip(total, part, strict=True)))
+        assert total is not None
+        return Nodes(*(rows / len(self.modalities) for rows in total))
+
+
+def latent_widths(dim: int) -> dict[str, int]:
+    return {"visual": _VISUAL_WIDTH * dim, "text": dim}
+
+
+def dense_module(config: Config, catalog: Catalog) -> MMGCNContent:
+    return content_model(MMGCNContent, config, catalog)
+
+
+def tables(config: Config, num_users: int, num_items: int) -> dict[str, TableShape]:
+    """E and P^m, with the published Xavier-normal start: E is one matrix of users and items, each P^m one of users."""
+    dim = config.model.embedding_dim
+    preferences = {
+        f"preference_{name}": TableShape("user", num_users, width, (2 / (num_users + width)) ** 0.5)
+        for name, width in latent_widths(dim).items()
+    }
+    std = (2 / (num_users + num_items + dim)) ** 0.5
+    return {
+        "user": TableShape("user", num_users, dim, std),
+        **preferences,
+        "item": TableShape("item", num_items, dim, std),
+    }
+
+
+def training_model(*arguments: Any) -> "TrainingMMGCN":
+    return TrainingMMGCN(*arguments)
+
+
+class TrainingMMGCN:
+    """The model of one phase (models/backbone.py says what the arguments are)."""
+
+    has_content = True
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        known: KnownPositives,
+        config: Config,
+        world: Any,
+        phase: PhaseName,
+        dense_weights: Modal | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        from uatmc_dist.models.tables import ShardedTable  # TorchRec takes seconds to import
+        from uatmc_dist.parallel.engine import DenseEngine
+
+        self._catalog, self._device, self._config = catalog, world.device, config
+        self._tables = {}
+        for name, shape in tables(config, catalog.num_users, catalog.num_items).items():
+            table = self._tables[name] = ShardedTable(name, shape.rows, shape.width, config.tables, world.device)
+            table.initialise(shape.std, config.seed)
+        self.users, self.items = self._tables["user"].block, self._tables["item"].block
+        self.graph = BipartiteGraph(known, self.users, self.items, world.device)
+        self.dense = dense_module(config, catalog)
+        if dense_weights is not None:
+            self.dense.load_state_dict(dense_weights)
+        self.dense.to(world.device)
+        self._projected: Modal | None = None
+        self._frozen: Modal = {}
+        if phase == "adversarial":
+            self.dense.freeze_projectors()
+            rows = projected_items(
+                self.dense, catalog, self.items.lo, self.items.hi, world.device, torch.float32, progress
+            )
+            self._projected = dict(zip(MODALITIES, rows, strict=True))
+            named = self.dense.named_parameters()
+            self._frozen = {name: p.detach().cpu().clone() for name, p in named if not p.requires_grad}
+        self.engine = DenseEngine(self.dense, config.training, config.engine, world)
+
+    @property
+    def tables(self) -> list[Any]:
+        return list(self._tables.values())
+
+    def dense_weights(self) -> Modal:
+        return {**self._frozen, **self.engine.weights()}
+
+    def rows_of(self, table: str, trains: bool) -> torch.Tensor:
+        """This rank's rows. With `trains` they are looked up: once a step, and the optimiser runs in the backward."""
+        owner = self._tables[table]
+        if not trains:
+            return owner.local_weight
+        return owner.lookup(torch.arange(owner.block.lo, owner.block.hi))
+
+    def embed(self, z: Modal, identity: Nodes, preference: Modal) -> Nodes:
+        return self.dense.embed(self.graph, identity, preference, z)
+
+    def z(self) -> Modal:
+        """Projected rows of this rank's items, [n, d] each; in the adversarial phase they are constants."""
+        if self._projected is not None:
+            # Leaves of their own: what differentiates in them leaves no gradient behind.
+            return {name: rows.detach().requires_grad_() for name, rows in self._projected.items()}
+        ids = torch.arange(self.items.lo, self.items.hi).numpy()
+        return dict(zip(MODALITIES, self.dense.project(raw_rows(self._catalog, ids, self._device)), strict=True))
+
+    def inputs(self, trains: bool) -> tuple[Nodes, Modal]:
+        identity = Nodes(self.rows_of("user", trains), self.rows_of("item", trains))
+        trains = trains and self._config.model.preference == "trained"
+        return identity, {name: self.rows_of(f"preference_{name}", trains) for name in self.dense.modalities}
+
+    def view(self, batch: Batch, rows: ActiveRows) -> "MMGCNView":
+        return MMGCNView(self, batch, rows)
+
+    @torch.no_grad()
+    def ranking(self) -> Ranking:
+        z = self._projected
+        if z is None:
+            parts = project_items(self.dense, self._catalog, self.items.lo, self.items.hi, self._device)
+            z = dict(zip(MODALITIES, parts, strict=True))
+        nodes = self.embed(z, *self.inputs(trains=False))
+        return Ranking(lambda users_B: rows_everywhere(nodes.users_ud, users_B, self.users), nodes.items_nd)
+
+
+class MMGCNView:
+    """One batch (models/backbone.py, View). All items may move, and users move with them."""
+
+    linear = None
+
+    def __init__(self, model: TrainingMMGCN, batch: Batch, rows: ActiveRows) -> None:
+        self._model, self._batch, self._rows = model, batch, rows
+        block = model.items
+        self.content_rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
+        self._identity, self._preference = model.inputs(trains=True)
+        z = model.z()
+        self.v_nd, self.t_nd = (z[name] for name in MODALITIES)
+        self.clean = self.at(self.v_nd, self.t_nd)
+
+    def at(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Scored:
+        model, z = self._model, dict(zip(MODALITIES, (v_nd, t_nd), strict=True))
+        users_ud, items_nd = model.embed(z, self._identity, self._preference)
+        active = self._rows.ids_n
+        if len(active) < len(items_nd):
+            items_nd = items_nd.index_select(0, (active - model.items.lo).to(items_nd.device))
+        return Scored(rows_everywhere(users_ud, self._batch.users_B, model.users), items_nd)
+
+    def embedding_size(self, norm: str, item_lists: list[torch.Tensor]) -> torch.Tensor:
+        """As published, whatever the norm: mean of E[u]^2 + E[i]^2 over the pairs' items and the d columns, and mean of
+        the visual preferences' squares; times the batch size, which it is divided by."""
+        of_users_u, of_items_n = (rows.square().sum(1) for rows in self._identity)
+        users_B, block = self._batch.users_B, self._model.users
+        inside = (users_B >= block.lo) & (users_B < block.hi)
+        total = of_users_u[(users_B[inside] - block.lo).to(of_users_u.device)].sum()
+        for items_B in item_lists:
+            index_B = self.content_rows.index_of(items_B)
+            total = total + of_items_n[index_B[index_B >= 0].to(of_items_n.device)].sum() / len(item_lists)
+        size = total / self._identity.items_nd.shape[1]
+        if "visual" in self._preference:
+            visual = self._preference["visual"]
+            size = size + len(users_B) * visual.square().sum() / (block.num_items * visual.shape[1])
+        return size
+
+
+def rows_everywhere(rows_ud: torch.Tensor, ids_B: torch.Tensor, block: ItemBlock) -> torch.Tensor:
+    """Rows [B, d] of any users, on every rank: B x d numbers travel. Collective, differentiable."""
+    index_B = torch.where((ids_B >= block.lo) & (ids_B < block.hi), ids_B - block.lo, -1)
+    mine, index = owned(index_B, rows_ud.device)
+    rows_Bd = rows_ud.new_zeros(len(ids_B), rows_ud.shape[1])
+    return sum_over_ranks(rows_Bd.index_add(0, mine, rows_ud.index_select(0, index)))
+
+
+class MMGCNModel(TrainedModel):
+    """A trained MMGCN, whole on one CPU: users_UK and items are those of the last layer."""
+
+    history_NK = None
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        tables: Modal,
+        dense: MMGCNContent,
+        path: Path | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self.path, self.config, self.dense = path, config, dense.requires_grad_(False)
+        project = project_items if path is None else projected_items
+        self.v_Nd, self.t_Nd = project(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+        self.known = KnownPositives.of_training(catalog)
+        users, items = ItemBlock(catalog.num_users, 0, 1), ItemBlock(catalog.num_items, 0, 1)
+        self.graph = BipartiteGraph(self.known, users, items, torch.device("cpu"))
+        self.identity = Nodes(tables["user"], tables["item"])
+        self.preference = {name: tables[f"preference_{name}"] for name in dense.modalities}
+        self.users_UK, self._items_NK = self.embed(self.v_Nd, self.t_Nd)
+
+    def embed(self, v_Nd: torch.Tensor, t_Nd: torch.Tensor) -> Nodes:
+        """r of all users and items, with these projected rows."""
+        z = dict(zip(MODALITIES, (v_Nd, t_Nd), strict=True))
+        return self.dense.embed(self.graph, self.identity, self.preference, z)
+
+    def items(self) -> torch.Tensor:
+        return self._items_NK
+
+
+trained_model = MMGCNModel
