@@ -10,7 +10,6 @@ import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas, keep_modalities
 from uatmc_dist.attacks.base import Knowledge, Targets, pick
-from uatmc_dist.attacks.exact_group import best_mean_direction
 from uatmc_dist.attacks.losses import LogHinge, Loss, SoftRank
 from uatmc_dist.data.catalog import MODALITIES
 
@@ -30,7 +29,7 @@ class APGD:
     def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]:
         """One candidate for each loss and start, in the order of the starts."""
         reach = targets.typical_reach(budget)
-        starts = [targets.zeros(), best_mean_direction(targets, budget)][: self.restarts]
+        starts = [targets.zeros(), targets.best_mean_direction(budget)][: self.restarts]
         starts += [targets.random_deltas(budget, generator) for _ in range(self.restarts - len(starts))]
         start = torch.cat([v for v, _ in starts]), torch.cat([t for _, t in starts])
         start = keep_modalities(start, self.modalities)

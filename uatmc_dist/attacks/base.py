@@ -123,6 +123,11 @@ class Targets:
         """The most that the budget can add to each anchor's score of a target with unit rows, [A]."""
         return worst_case_bonus(self.content_Ad, self.w_v, self.w_t, budget, budget)
 
+    def best_mean_direction(self, budget: Budget) -> Deltas:
+        """The best single direction for the mean margin, which is linear in the perturbation: the maximum over the ball
+        lies along the mean of the anchors."""
+        return self.ascend(self.zeros(), self.content_Ad.mean(0).expand(len(self), -1), budget, 1.0)
+
     def typical_reach(self, budget: Budget) -> float:
         """The median reach: the scale on which losses without a scale of their own look at scores."""
         return max(float(self.reach(budget).median()), torch.finfo(torch.float32).tiny)

@@ -16,9 +16,4 @@ class ExactGroup:
     knowledge: Knowledge = "white box"
 
     def __call__(self, targets: Targets, budget: Budget, generator: torch.Generator) -> Iterable[Deltas]:
-        yield best_mean_direction(targets, budget)
-
-
-def best_mean_direction(targets: Targets, budget: Budget) -> Deltas:
-    mean_Td = targets.content_Ad.mean(0).expand(len(targets), -1)
-    return targets.ascend(targets.zeros(), mean_Td, budget, 1.0)
+        yield targets.best_mean_direction(budget)

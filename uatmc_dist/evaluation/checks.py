@@ -15,7 +15,6 @@ import torch
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.attacks.apgd import APGD, SOFTNESS
 from uatmc_dist.attacks.base import Attack, Targets, best_of
-from uatmc_dist.attacks.exact_group import best_mean_direction
 from uatmc_dist.attacks.exact_user import ExactUser
 from uatmc_dist.attacks.fgsm import FGSM
 from uatmc_dist.attacks.losses import LogHinge, Loss, SoftRank
@@ -244,11 +243,11 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, floa
     furthest = float(one.reach(budget).amax().clamp(min=1e-12))
     budget = replace(budget, epsilon=budget.epsilon * min(1.0, _PLANTED_REACH / furthest))
     clean_A = (one.users_AK @ one.items().T).squeeze(1)
-    lift_A = (one.users_AK @ one.items(*best_mean_direction(one, budget)).T).squeeze(1) - clean_A
+    lift_A = (one.users_AK @ one.items(*one.best_mean_direction(budget)).T).squeeze(1) - clean_A
     # Who is not lifted is out of reach: going another way wins nobody instead.
     room_A = torch.where(lift_A > 0, _LIFT_NEEDED * lift_A, 2 * _PLANTED_REACH)
     planted = replace(one, thresholds_A=clean_A + room_A)
-    return planted, budget, float(planted.hits(best_mean_direction(one, budget)))
+    return planted, budget, float(planted.hits(one.best_mean_direction(budget)))
 
 
 def _restarts_plateau(restarts: dict[float, list[np.ndarray]]) -> dict[str, Any]:

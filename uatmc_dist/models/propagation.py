@@ -54,7 +54,12 @@ class _Rows:
         self._transposed = csr(column_E, row_E, weight_E, shape[::-1]).to(device)
 
     def mean(self, columns_Md: torch.Tensor) -> torch.Tensor:
-        return _SparseProduct.apply(columns_Md, self._matrix, self._transposed)
+        return sparse_product(columns_Md, self._matrix, self._transposed)
+
+
+def sparse_product(dense: torch.Tensor, matrix: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+    """matrix @ dense, given the transposed matrix, too; differentiable in `dense` to any order."""
+    return _SparseProduct.apply(dense, matrix, transposed)
 
 
 def csr(row_E: torch.Tensor, column_E: torch.Tensor, value_E: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
