@@ -75,7 +75,7 @@ def main() -> None:
     ratios, ours_s, theirs_s = [], [], []
     for _ in range(arguments.repeats):
         start = time.perf_counter()
-        scene = Scene.draw(model, Bars.of(model, config.attack.k), config.attack.k, chosen, anchors, None)
+        scene = Scene.draw(model, Bars.of(model, (config.attack.k,)), config.attack.k, chosen, anchors, None)
         ours = at_once(scene, epsilons)
         ours_s.append(time.perf_counter() - start)
         start = time.perf_counter()

@@ -129,7 +129,8 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
         key = f"{stratum} {epsilon:g}"
         found[f"{key} {result['attack']}"] = result["hit@50_after"]
         if result["attack"] == STRONGEST:
-            found[f"{key} bound"] = result["certified_hit@50"]
+            if result["certified_hit@50"] is not None:
+                found[f"{key} bound"] = result["certified_hit@50"]
     if attack:
         found["checks failed"] = sum(check["passed"] is False for check in attack["checks"])  # None: not made
     for entry in _read(run, "certificate").get("results", []):

@@ -7,6 +7,7 @@ import torch
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.evaluation.scenes import Bars, Scene
+from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.projectors import ContentModel
 
 
@@ -19,6 +20,7 @@ class RandomModel:
     """A TrainedModel without its files."""
 
     path = None
+    is_linear = True
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class RandomModel:
 def scene(model: RandomModel, k: int, anchors=None, items=None, surrogate=None) -> Scene:
     anchors = torch.arange(len(model.users_UK)) if anchors is None else torch.as_tensor(anchors)
     items = torch.arange(len(model.identity_Nd)) if items is None else torch.as_tensor(items)
-    return Scene.draw(model, Bars.of(model, k), k, items, anchors, surrogate)  # type: ignore[arg-type]
+    return Scene.draw(model, Bars.of(model, lengths(k, len(model.identity_Nd))), k, items, anchors, surrogate)  # type: ignore[arg-type]
 
 
 BUDGETS = {

@@ -36,7 +36,7 @@ def test_no_attack_of_the_suite_passes_the_certificate(seed, users, dim, epsilon
     twin = RandomModel(users, 30, dim, seed + 1, scale, modalities)
     drawn = scene(model, 4, surrogate=scene(twin, 4).targets)
     bound_T = drawn.certified_hits(budget)
-    of_catalog_N = certified_hits(model, Bars.of(model, 4), 4, budget)
+    of_catalog_N = certified_hits(model, Bars.of(model, (4,)), 4, budget)
     assert (of_catalog_N >= bound_T.numpy() - 1e-12).all()
     for attack in attacks_of(AttackConfig(apgd_steps=8, queries=15), modalities):
         for deltas in attack(drawn.targets, budget, torch.Generator().manual_seed(seed)):
@@ -58,7 +58,7 @@ def test_it_equals_the_worst_case_user_by_user(budget_of, epsilon):
         bar = torch.where(scores[:, item] >= top[:, 9], top[:, 10], top[:, 9])
         bonus = reach_v * model.v_Nd[item].norm() + reach_t * model.t_Nd[item].norm()
         counts[item] = (scores[:, item] + budget.epsilon * bonus > bar).double().mean()
-    np.testing.assert_allclose(certified_hits(model, Bars.of(model, 10), 10, budget), counts, atol=1e-12)
+    np.testing.assert_allclose(certified_hits(model, Bars.of(model, (10,)), 10, budget), counts, atol=1e-12)
     np.testing.assert_allclose(scene(model, 10).certified_hits(budget).numpy(), counts, atol=1e-12)
 
 

@@ -11,6 +11,7 @@ from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.evaluation import promotion
+from uatmc_dist.evaluation.scenes import Scene
 
 NAMES = {
     "success_grows_with_epsilon",
@@ -30,7 +31,7 @@ def checks(catalog, monkeypatch, attacks=None, **changes):
     if attacks and isinstance(attacks[0], str):
         changes["attacks"] = attacks
     elif attacks:
-        monkeypatch.setattr(promotion, "attacks_of", lambda config, modalities: attacks)
+        monkeypatch.setattr(promotion, "attacks_of", lambda config, modalities, is_linear: attacks)
     model = RandomModel(catalog.num_users, catalog.num_items, 6)
     config = AttackConfig(**{"num_targets": 20, "seeds": [1, 2], "epsilons": [0.05, 0.2], "k": 20, **changes})
     report = promotion.attack_model(model, catalog, config, model)
@@ -84,7 +85,7 @@ def test_weak_white_box_attacks_and_falling_success_are_told(tiny_catalog, monke
 
 def test_an_attack_that_leaves_the_ball_is_told(tiny_catalog, monkeypatch):
     monkeypatch.setattr(
-        promotion.Scene, "moved", lambda self, deltas, budget: self.targets.items(*(50 * d for d in deltas)).double()
+        Scene, "moved", lambda self, deltas, budget: self.targets.items(*(50 * d for d in deltas)).double()
     )
     found = checks(Catalog(tiny_catalog), monkeypatch, [FGSM()])
     assert not found["never_above_certificate"]["passed"]

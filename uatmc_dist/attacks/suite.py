@@ -18,8 +18,12 @@ OF_TWO_MODALITIES = ("coordinated", "anti_aligned", "visual_only", "text_only")
 """Attacks that are another one, or none at all, where items have one modality."""
 
 
-def attacks_of(config: AttackConfig, modalities: Sequence[str]) -> list[Attack]:
-    """`modalities` that the model has."""
+OF_LINEAR_FUSION = ("exact_user", "exact_group", "coordinated", "anti_aligned", "square", "transfer")
+"""Attacks that are made for linear fusion."""
+
+
+def attacks_of(config: AttackConfig, modalities: Sequence[str], is_linear: bool = True) -> list[Attack]:
+    """`modalities` that the model has, and whether its fusion is linear."""
     apgd = APGD(config.apgd_steps, config.restarts)
     known: list[Attack] = [
         FGSM(),
@@ -34,5 +38,6 @@ def attacks_of(config: AttackConfig, modalities: Sequence[str]) -> list[Attack]:
         Square(config.queries),
         Transfer(apgd),
     ]
-    left_out = OF_TWO_MODALITIES if len(modalities) < 2 else ()
+    left_out: tuple[str, ...] = OF_TWO_MODALITIES if len(modalities) < 2 else ()
+    left_out += () if is_linear else OF_LINEAR_FUSION
     return [attack for attack in known if attack.name in config.attacks and attack.name not in left_out]

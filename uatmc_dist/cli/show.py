@@ -45,11 +45,12 @@ def compare(
         if STRONGEST not in after:
             raise UserError(f"{run}: attack.json has no epsilon {shown:g} of this version; `uatmc attack {run}` again")
         strongest = after[STRONGEST]
+        bound = strongest[f"certified_hit@{k}"]
         evaluations[run] = accuracy
         rows[run] = (
             f"{strongest[f'hit@{k}_before']:.4f}",
             *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),
-            f"{strongest[f'certified_hit@{k}']:.4f}",
+            "none" if bound is None else f"{bound:.4f}",
         )
     title = f"accuracy, and hit@{k} of random targets before and after attacks, epsilon {shown:g}"
     print_runs(console, title, evaluations, rows)

@@ -19,6 +19,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.scenes import ROUNDING, Bars
+from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_kernels import count_above
 
@@ -55,7 +56,12 @@ def certify(
     """
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so there is nothing to certify")
-    bars = Bars.of(model, config.k)
+    if not model.is_linear:
+        raise UserError(
+            "no certificate for this model: its scores are not linear in the features, so that no exact bound exists; "
+            "look at the strongest attack"
+        )
+    bars = Bars.of(model, lengths(config.k, len(model.identity_Nd)))
     source_ids, titles = catalog.titles()
     columns: dict[str, np.ndarray] = {"item": np.arange(len(model.identity_Nd))}
     swept: dict[Budget, np.ndarray] = {}

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 
 from uatmc_dist.adversary.budget import Budget
-from uatmc_dist.attacks.base import Attack, Targets, best_by
+from uatmc_dist.attacks.base import Attack, best_by
 from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
-from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
+from uatmc_dist.evaluation.scenes import draw_ids, strata
+from uatmc_dist.evaluation.stage import AnyScene, Stage
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
+OTHERS = "users and items within three hops move along, and so do the bars; names that end in _held: nobody else moves"
 STRONGEST = "strongest"
 """For each target the attack that won most anchors."""
 
@@ -63,26 +65,23 @@ def attack_model(
         raise UserError("this model has no content (model.content=false), so there is nothing to perturb")
     if surrogate is not None:
         _check_surrogate(model, surrogate)
-    bars = Bars.of(model, config.k)
-    surrogate_bars = None if surrogate is None else Bars.of(surrogate, config.k)
-    possible = attacks_of(config, model.dense.modalities)
+    possible = attacks_of(config, model.dense.modalities, model.is_linear)
     if not possible:
-        raise UserError(f"attack.attacks: {', '.join(config.attacks)} need two modalities, and this model has one")
+        why = "need two modalities, and this model has one" if model.is_linear else "need linear fusion"
+        raise UserError(f"attack.attacks: {', '.join(config.attacks)} {why}; give others")
+    stage = Stage(model, surrogate, config.k)
     attacks = [attack for attack in possible if attack.name != "transfer" or surrogate is not None]
     if not attacks:
         raise UserError("attack.attacks: only transfer, and no undefended run to make it on; give attack.surrogate=RUN")
     found: dict[str, _Stratum] = {}
     restarts: dict[float, list[np.ndarray]] = {}
     pools = strata(catalog)
-    first_scene: Scene | None = None
+    first_scene: Any = None
     for done, (seed, stratum) in enumerate((seed, stratum) for seed in config.seeds for stratum in pools):
         chosen, anchors = draw_ids(config, seed, stratum, pools[stratum], catalog.num_users)
-        twin: Targets | None = None
-        if surrogate is not None and surrogate_bars is not None:
-            twin = Scene.draw(surrogate, surrogate_bars, config.k, chosen, anchors, None).targets
-        scene = Scene.draw(model, bars, config.k, chosen, anchors, twin)
-        first_scene = first_scene or scene
-        _attack_scene(scene, config, attacks, seed, found.setdefault(stratum, _Stratum()), restarts)
+        for scene in stage.scenes(chosen, anchors):
+            first_scene = first_scene or scene
+            _attack_scene(scene, config, attacks, seed, found.setdefault(stratum, _Stratum()), restarts)
         progress(done + 1, len(config.seeds) * len(pools))
     assert first_scene is not None
     results = [
@@ -94,13 +93,13 @@ def attack_model(
         "protocol": _protocol(config),
         "threat_model": _threat_model(config, model, surrogate.path if surrogate is not None else None),
         "k": config.k,
-        "ks": list(bars.ks),
+        "ks": list(stage.ks),
         "epsilons": config.epsilons,
         "seeds": config.seeds,
         "options": config.model_dump(mode="json"),
         "targets": {name: min(config.num_targets, len(items)) for name, items in pools.items()},
         "results": results,
-        "checks": checks.run_all(first_scene, config, attacks, results, restarts),
+        "checks": checks.run_all(first_scene if model.is_linear else None, config, attacks, results, restarts),
     }
 
 
@@ -115,7 +114,7 @@ def find_result(
 
 
 def _attack_scene(
-    scene: Scene,
+    scene: AnyScene,
     config: AttackConfig,
     attacks: list[Attack],
     seed: int,
@@ -123,43 +122,47 @@ def _attack_scene(
     restarts: dict[float, list[np.ndarray]],
 ) -> None:
     """Adds what every attack does at every epsilon to `found`, and APGD's hits start by start to `restarts`."""
-    targets = scene.targets
-    moved: dict[tuple[str, float], torch.Tensor] = {}
+    targets, suffix = scene.targets, scene.suffix
+    moved: dict[tuple[str, float], Any] = {}
     for index, attack in enumerate(attacks):
         for epsilon in config.epsilons:
             budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
-            tally = found.tallies.setdefault((attack.name, epsilon), _Tally())
+            tally = found.tallies.setdefault((attack.name + suffix, epsilon), _Tally())
             start = time.monotonic()
             candidates = list(attack(targets, budget, generator(seed, index)))
             hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget)) for deltas in candidates])
             tally.seconds += time.monotonic() - start
-            moved[attack.name, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
-            if attack.name == "apgd":
+            moved[attack.name + suffix, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
+            if attack.name + suffix == "apgd":
                 by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
                 restarts.setdefault(epsilon, []).append(by_start.mean(1).numpy())
     for epsilon in config.epsilons:
         budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
-        found.certified.setdefault(epsilon, []).append(scene.certified_hits(budget).numpy())
-        found.tallies.setdefault((STRONGEST, epsilon), _Tally())
-    embeddings = [scene.clean_TK, *moved.values()]
+        certified_T = scene.certified_hits(budget)
+        if certified_T is not None:
+            found.certified.setdefault(epsilon, []).append(certified_T.numpy())
+        found.tallies.setdefault((STRONGEST + suffix, epsilon), _Tally())
+    embeddings = [scene.clean, *moved.values()]
     ranks, hits = scene.mean_ranks(embeddings).numpy(), scene.hits_by_length(embeddings).numpy()
-    found.rank_before.append(ranks[0])
+    if not suffix:
+        found.rank_before.append(ranks[0])
     for key, rank_T in zip(moved, ranks[1:], strict=True):
         found.tallies[key].rank_after.append(rank_T)
-    for column, k in enumerate(scene.bars.ks):
-        found.before.setdefault(k, []).append(hits[0, column])
+    for column, k in enumerate(scene.ks):
+        if not suffix:
+            found.before.setdefault(k, []).append(hits[0, column])
         for key, hits_JT in zip(moved, hits[1:], strict=True):
             found.tallies[key].after.setdefault(k, []).append(hits_JT[column])
     for epsilon in config.epsilons:
-        _add_strongest(found, [attack.name for attack in attacks], epsilon, scene.k)
+        _add_strongest(found, [attack.name for attack in attacks], suffix, epsilon, scene.k)
 
 
-def _add_strongest(found: _Stratum, names: list[str], epsilon: float, k: int) -> None:
+def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: float, k: int) -> None:
     """Of the newest scene: each target as the attack left it that won most anchors at k."""
-    tallies = [found.tallies[name, epsilon] for name in names]
+    tallies = [found.tallies[name + suffix, epsilon] for name in names]
     winner_T = np.stack([tally.after[k][-1] for tally in tallies]).argmax(0)
     everyone = np.arange(len(winner_T))
-    strongest = found.tallies[STRONGEST, epsilon]
+    strongest = found.tallies[STRONGEST + suffix, epsilon]
     strongest.rank_after.append(np.stack([tally.rank_after[-1] for tally in tallies])[winner_T, everyone])
     for length in tallies[0].after:
         after = np.stack([tally.after[length][-1] for tally in tallies])[winner_T, everyone]
@@ -172,7 +175,7 @@ def _result(
 ) -> dict[str, Any]:
     k = config.k
     before, after = (np.concatenate(hits[k]) for hits in (group.before, tally.after))
-    certified = np.concatenate(group.certified[epsilon])
+    certified = np.concatenate(group.certified[epsilon]) if group.certified else None
     rank_before, rank_after = np.concatenate(group.rank_before), np.concatenate(tally.rank_after)
     gain = float(after.mean() - before.mean())
     hits = {}
@@ -191,8 +194,8 @@ def _result(
         "mean_rank_after": float(rank_after.mean()),
         "mean_rank_change": float((rank_after - rank_before).mean()),
         f"hit@{k}_after_by_seed": [float(of_seed.mean()) for of_seed in tally.after[k]],
-        f"certified_hit@{k}": float(certified.mean()),
-        "above_certificate": int((after > certified).sum()),
+        f"certified_hit@{k}": None if certified is None else float(certified.mean()),
+        "above_certificate": None if certified is None else int((after > certified).sum()),
         "targets": len(after),
         "seconds": round(tally.seconds, 3),
     }
@@ -231,6 +234,7 @@ def _threat_model(config: AttackConfig, model: LinearModel, surrogate: Path | No
     radius = "epsilon x L2 norm of the row"
     if (config.norm, config.budget) == ("l2", "paper"):
         radius = f"epsilon x sqrt({dim}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
+    served = {} if model.is_linear else {"others": OTHERS}
     return {
         "goal": f"promotion: bring one target item into the top {config.k} of as many anchor users as possible",
         "time": "inference (evasion); the model is fixed",
@@ -244,4 +248,5 @@ def _threat_model(config: AttackConfig, model: LinearModel, surrogate: Path | No
             + [f"transfer: {surrogate} alone"] * (surrogate is not None)
         ),
         "anchor_share": config.anchor_share,
+        **served,
     }

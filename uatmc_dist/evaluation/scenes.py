@@ -6,6 +6,7 @@ T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,11 +15,9 @@ from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.errors import UserError
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_kernels import topk_all_items
 
-HIT_KS = (10, 20, 50, 100)
 _USERS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 4096
 _RANKED_ANCHORS = 256
@@ -42,12 +41,7 @@ class Bars:
     """The clean catalog. Its rows are taken from here: computed anew they may differ in their last bits."""
 
     @classmethod
-    def of(cls, model: LinearModel, k: int) -> "Bars":
-        """At 10, 20, 50, 100 and k, as far as the catalog goes. UserError where k itself is too long."""
-        num_items = len(model.identity_Nd)
-        if k >= num_items:
-            raise UserError(f"attack.k: {k} is not below the number of items ({num_items}); give a smaller one")
-        ks = tuple(sorted({k, *(usual for usual in HIT_KS if usual < num_items)}))
+    def of(cls, model: LinearModel, ks: tuple[int, ...]) -> "Bars":
         items_NK = model.items()
         items_in_float64 = items_NK.double()
         best, following = [], []
@@ -73,6 +67,7 @@ class Scene:
     bars: Bars
     """Those of the anchors."""
     k: int
+    suffix: ClassVar[str] = ""
 
     @classmethod
     def draw(
@@ -99,6 +94,14 @@ class Scene:
             surrogate=surrogate,
         )
         return cls(targets, bars.items_NK[items], of_anchors, k)
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        return self.bars.ks
+
+    @property
+    def clean(self) -> torch.Tensor:
+        return self.clean_TK
 
     def moved(self, deltas: Deltas, budget: Budget) -> torch.Tensor:
         """Embeddings [T, K] of the perturbed targets, float64; projected once more, so that float32 rounding takes no

@@ -261,6 +261,7 @@ class MMGCNModel(TrainedModel):
     """A trained MMGCN, whole on one CPU: users_UK and items are those of the last layer."""
 
     history_NK = None
+    is_linear = False
 
     def __init__(
         self,

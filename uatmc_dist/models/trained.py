@@ -130,6 +130,9 @@ class TrainedModel:
 
     path: Path | None
     config: Config
+    is_linear = True
+    """Whether an item's embedding is linear in its projected rows, and nobody else's depends on them: then there are
+    closed forms and a certificate."""
     dense: Any
     """None without content."""
     users_UK: torch.Tensor

@@ -19,7 +19,8 @@ def print_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
             table.add_row(name, *(f"{after[epsilon]:.4f}" for epsilon in report["epsilons"]))
         bound = {result["epsilon"]: result[f"certified_hit@{k}"] for result in of_stratum}
         table.add_section()
-        table.add_row("certificate", *(f"{bound[epsilon]:.4f}" for epsilon in report["epsilons"]))
+        bounds = (bound[epsilon] for epsilon in report["epsilons"])
+        table.add_row("certificate", *("none" if value is None else f"{value:.4f}" for value in bounds))
         console.print(table)
     for check in report["checks"]:
         name = check["check"].replace("_", " ")

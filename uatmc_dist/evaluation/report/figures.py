@@ -97,7 +97,7 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
     k = attack["k"]
     results = [result for result in attack["results"] if result["stratum"] == stratum]
     before = results[0][f"hit@{k}_before"]
-    bound = sorted({(result["epsilon"], result[f"certified_hit@{k}"]) for result in results})
+    bound = sorted({(r["epsilon"], r[f"certified_hit@{k}"]) for r in results if r[f"certified_hit@{k}"] is not None})
     traces, rows = [], []
     for index, name in enumerate(dict.fromkeys(result["attack"] for result in results)):
         of_attack = sorted((r["epsilon"], r[f"hit@{k}_after"], r) for r in results if r["attack"] == name)
@@ -113,13 +113,14 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
                     *(round(value, 6) for value in (before, after, result["promotion_gain"])),
                     round(result["promoted_share"], 4),
                     round(result["mean_rank_change"], 1),
-                    round(result[f"certified_hit@{k}"], 6),
+                    _rounded(result[f"certified_hit@{k}"]),
                 )
             )
     for trace in traces:  # a logarithmic axis has no zero
         trace["y"] = [value or None for value in trace["y"]]
-    certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
-    traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
+    if bound:
+        certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
+        traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
     return Figure(
         f"{run.name}: Hit@{k} of {stratum} targets",
         f"Share of anchor users who get the target into their {k} best, by the size of the perturbation; mean over "
@@ -143,6 +144,10 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
     )
 
 
+def _rounded(bound: float | None) -> float | str:
+    return "none" if bound is None else round(bound, 6)
+
+
 def trade_off(runs: Sequence[RunFiles]) -> Figure:
     """Accuracy against attackability at the largest epsilon that all runs have."""
     measured = [run for run in runs if run.protocol is not None]
@@ -156,7 +161,8 @@ def trade_off(runs: Sequence[RunFiles]) -> Figure:
         assert run.attack is not None and run.evaluation is not None
         k, epsilon = run.attack["k"], max(common)
         result = find_result(run.attack["results"], STRONGEST, epsilon)
-        row = (run.name, epsilon, run.evaluation["recall@20"], result[f"hit@{k}_after"], result[f"certified_hit@{k}"])
+        bound = _rounded(result[f"certified_hit@{k}"])
+        row = (run.name, epsilon, run.evaluation["recall@20"], result[f"hit@{k}_after"], bound)
         rows.append(row)
         traces.append(
             {
