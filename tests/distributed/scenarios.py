@@ -96,6 +96,13 @@ SCENARIOS = {
         "adversarial.steps=2",
         "tables.optimizer=rowwise_adagrad",
     ],
+    "mmgcn/softmax/users": [
+        *MMGCN,
+        "clean.objective=softmax",
+        "adversarial.objective=softmax",
+        "adversarial.adversary=user_coordination",
+        "adversarial.steps=2",
+    ],
     "mmgcn/sampled/noise": [*MMGCN, "adversarial.objective=sampled", "adversarial.adversary=noise"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.adversary.defenses import Problem
+from uatmc_dist.adversary.user_space import sum_of_user_cosines
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.models.backbone import LinearContent, Scored
 from uatmc_dist.models.objectives import FullCatalog, Sampled, Softmax
@@ -185,6 +186,14 @@ def test_alignment_in_user_space_and_its_gradient_equal_automatic_differentiatio
     truth_v, truth_t = torch.autograd.grad(truth_n.sum(), leaves)
     cosine_n, slope_v, slope_t = view.user_alignment(view.items(), *(delta.detach() for delta in deltas))
     torch.testing.assert_close(cosine_n, truth_n.detach(), rtol=1e-7, atol=1e-8)
+    clean, moved_v, moved_t = (
+        Scored(view.users_BK, view.items(*moved)) for moved in ((0.0, 0.0), (leaves[0], 0.0), (0.0, leaves[1]))
+    )
+    weights = view.objective.score_weights(view.users_BK, view.items(), view.batch, view.rows)
+    general = sum_of_user_cosines(clean, moved_v, moved_t, weights)
+    torch.testing.assert_close(general.detach(), truth_n.detach().sum())
+    for ours, truth in zip(torch.autograd.grad(general, leaves), (truth_v, truth_t), strict=True):
+        torch.testing.assert_close(ours[4:], truth[4:], rtol=1e-6, atol=1e-7)
     assert cosine_n[3] == 0 and cosine_n.abs().max() <= 1 + 1e-12
     for slope, truth in ((slope_v, truth_v), (slope_t, truth_t)):
         torch.testing.assert_close(slope[4:], truth[4:], rtol=1e-6, atol=1e-7)

@@ -20,7 +20,7 @@ import torch
 from uatmc_dist.adversary.budget import Budget, Deltas, keep_modalities
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
-from uatmc_dist.models.objectives import Objective
+from uatmc_dist.models.objectives import Objective, user_moments
 from uatmc_dist.models.projectors import fused_items
 from uatmc_dist.parallel.item_parallel import ActiveRows
 from uatmc_kernels import coordinate, perturb
@@ -85,9 +85,8 @@ class LinearView:
         <h_b, W_v delta^v_j> and <h_b, W_t delta^t_j>, weighted by |dL/ds_bj|, which counts as a constant. Zero where
         a shift is. Complete on this rank."""
         shift_v, shift_t = delta_v @ self.w_v.T, delta_t @ self.w_t.T
-        moment_v, moment_t = self.objective.user_moments(
-            self.users_BK, items_nK, self.batch, self.rows, (shift_v, shift_t)
-        )
+        weights = self.objective.score_weights(self.users_BK, items_nK, self.batch, self.rows)
+        moment_v, moment_t = user_moments(weights, self.users_BK, (shift_v, shift_t))
         square_v, square_t = (shift_v * moment_v).sum(1, keepdim=True), (shift_t * moment_t).sum(1, keepdim=True)
         product = (square_v * square_t).clamp(min=0).sqrt()
         kept = product > 0
@@ -158,20 +157,25 @@ def general_form(
     t_nd: torch.Tensor,
     rule: AscentRule,
     clean_loss: torch.Tensor | None = None,
+    user_alignment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Deltas:
     """delta* by automatic double differentiation (section 4.2), for any `loss(v, t)` that is twice differentiable.
 
     `loss` is this rank's partial; `v_nd`, `t_nd` are this rank's rows. No parameter's gradient is touched. Where
     v and t are leaves of a graph that exists, `clean_loss` at its end saves the first pass forward.
+    `user_alignment(v, t)` is this rank's sum of cosines for coordination in user space.
     """
     deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
-    for _ in range(rule.num_steps):
+    for index in range(rule.num_steps):
         kept = clean_loss is not None
         if clean_loss is not None:
             leaves, objective, clean_loss = [v_nd, t_nd], clean_loss, None
         else:
             leaves = [rows.detach() + delta for rows, delta in zip((v_nd, t_nd), deltas, strict=True)]
             objective = loss(*(leaf.requires_grad_() for leaf in leaves))
+        if rule.space == "users" and index > 0:
+            assert user_alignment is not None
+            objective = objective + rule.adv_align_weight / rule.num_items * user_alignment(*leaves)
         gradients = _slope(objective, leaves, rule, kept)
         if rule.conditional_gradient:
             deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
@@ -188,7 +192,7 @@ def _slope(
     objective: torch.Tensor, leaves: list[torch.Tensor], rule: AscentRule, kept: bool
 ) -> tuple[torch.Tensor, ...]:
     """Of J. `kept`: whether somebody else still needs the graph of `objective`."""
-    if rule.adv_align_weight == 0:
+    if rule.adv_align_weight == 0 or rule.space == "users":
         return torch.autograd.grad(objective, leaves, retain_graph=kept)
     gradients = torch.autograd.grad(objective, leaves, create_graph=True)
     alignment = _sum_of_cosines(*gradients) / rule.num_items

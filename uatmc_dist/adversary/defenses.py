@@ -11,6 +11,7 @@ import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
+from uatmc_dist.adversary.user_space import sum_of_user_cosines
 from uatmc_dist.config import AdversarialConfig
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
@@ -34,6 +35,13 @@ class Problem:
     def loss(self, scored: Scored, handicap_B: torch.Tensor | None = None) -> torch.Tensor:
         """This rank's partial of the objective."""
         return self.objective.loss(scored.users_BK, scored.items_nK, self.batch, self.rows, handicap_B)
+
+    def user_alignment(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
+        """This rank's sum over items of the cosine of what moving v alone and t alone does to the users' scores."""
+        view, given = self.view, (self.batch, self.rows)
+        weights = self.objective.score_weights(*view.at(v_nd.detach(), t_nd.detach()), *given)
+        alone = view.at(v_nd, view.t_nd.detach()), view.at(view.v_nd.detach(), t_nd)
+        return sum_of_user_cosines(view.clean, *alone, weights)
 
 
 class Adversary(Protocol):
@@ -59,7 +67,7 @@ class Ascent:
         view = problem.view
         if view.linear is None:
             loss = lambda v, t: problem.loss(view.at(v, t))  # noqa: E731
-            return general_form(loss, view.v_nd, view.t_nd, self.rule, clean_loss)
+            return general_form(loss, view.v_nd, view.t_nd, self.rule, clean_loss, problem.user_alignment)
         (clean_gradient_nC,) = torch.autograd.grad(clean_loss, view.linear.content_nC, retain_graph=True)
         linear = _linear_view(problem, view.linear)
         return closed_form(linear, self.rule, view.clean.items_nK, clean_gradient_nC)

@@ -41,17 +41,25 @@ class Objective(Protocol):
         """Rows n of d2L/dc2 . tangent, complete on this rank. Collective, no graph."""
         ...
 
-    def user_moments(
-        self,
-        users_BK: torch.Tensor,
-        items_nK: torch.Tensor,
-        batch: Batch,
-        rows: ActiveRows,
-        shifts: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """For each of the content rows `shifts` [n, C] the sums over pairs of |dL/ds_bj| <h_b, shift_j> h_b, [n, C]
-        (docs/algorithm.md, section 4.3). h_b are the users' content halves. Collective, no graph."""
+    def score_weights(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """|dL/ds_bj| of every pair b and active item j, [B, tile] for one tile of items after the other. Complete on
+        this rank. Collective, no graph."""
         ...
+
+
+def user_moments(
+    weights: Iterator[tuple[slice, torch.Tensor]], users_BK: torch.Tensor, shifts: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """For each of the content rows `shifts` [n, C] the sums over pairs of |dL/ds_bj| <h_b, shift_j> h_b, [n, C]
+    (docs/algorithm.md, section 4.3). `weights` are an objective's score weights, h_b the users' content halves."""
+    content_BC, _ = content_columns(users_BK, shifts[0])
+    moments = [torch.empty_like(shift) for shift in shifts]
+    for tile, weights_Bn in weights:
+        for shift_nC, moment_nC in zip(shifts, moments, strict=True):
+            moment_nC[tile] = (weights_Bn * (content_BC @ shift_nC[tile].T)).T @ content_BC
+    return moments
 
 
 def content_columns(rows_nK: torch.Tensor, tangent_nd: torch.Tensor) -> tuple[torch.Tensor, slice]:
@@ -90,7 +98,7 @@ class AllItems:
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self._score_dtype is None else rows.to(self._score_dtype)
 
-    def _moments(
+    def _weights(
         self,
         users_BK: torch.Tensor,
         items_nK: torch.Tensor,
@@ -98,27 +106,23 @@ class AllItems:
         weigh: Callable[[slice, torch.Tensor], torch.Tensor],
         index_B: torch.Tensor,
         positive_weight_B: torch.Tensor,
-        shifts: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """`user_moments` over tiles of items. `weigh(items, scores_Bn)`: |dL/ds| of a tile's scores, positives apart;
-        `index_B` and `positive_weight_B`: active row and weight of the pairs' positives."""
-        content_BC, _ = content_columns(users_BK, shifts[0])
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """`score_weights`. `weigh(items, scores_Bn)`: of a tile's scores, positives apart; `index_B` and
+        `positive_weight_B`: active row and weight of the pairs' positives."""
         mine = (index_B >= 0).nonzero().squeeze(1)
         seen = self._seen(batch, users_BK.device)
-        moments = [torch.empty_like(shift) for shift in shifts]
-        for tile in _tiles(len(items_nK), len(users_BK)):
+        for tile in tiles(len(items_nK), len(users_BK)):
             weights_Bn = weigh(tile, users_BK @ items_nK[tile].T)
             if seen is not None:
                 pairs, columns = _entries_in(seen, tile)
                 weights_Bn[pairs, columns] = 0
             inside = mine[(index_B[mine] >= tile.start) & (index_B[mine] < tile.stop)]
             weights_Bn[inside, index_B[inside] - tile.start] = positive_weight_B[inside]
-            for shift_nC, moment_nC in zip(shifts, moments, strict=True):
-                moment_nC[tile] = (weights_Bn * (content_BC @ shift_nC[tile].T)).T @ content_BC
-        return moments
+            yield tile, weights_Bn
 
 
-def _tiles(num_items: int, num_pairs: int) -> Iterator[slice]:
+def tiles(num_items: int, num_pairs: int) -> Iterator[slice]:
+    """Items a few million scores at a time."""
     size = max(1, _SCORES_AT_ONCE // max(num_pairs, 1))
     for start in range(0, num_items, size):
         yield slice(start, min(start + size, num_items))

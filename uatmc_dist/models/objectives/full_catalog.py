@@ -1,6 +1,6 @@
 """BPR in which every item is a negative of every pair."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -60,14 +60,9 @@ class FullCatalog(AllItems):
         hvp_nd.index_add_(0, index, row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
         return hvp_nd.div_(self._num_terms(batch))
 
-    def user_moments(
-        self,
-        users_BK: torch.Tensor,
-        items_nK: torch.Tensor,
-        batch: Batch,
-        rows: ActiveRows,
-        shifts: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
+    def score_weights(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         index_B = rows.index_of(batch.positives_B)
         positive_B = sum_over_ranks(scores_at(users_BK.detach(), items_nK.detach(), index_B)).requires_grad_()
         index_B = index_B.to(users_BK.device)
@@ -75,6 +70,6 @@ class FullCatalog(AllItems):
         losses_B = bpr_all_items(users_BK.detach(), items_nK.detach(), positive_B, index_B, seen=seen)
         (minus_sums_B,) = torch.autograd.grad(losses_B.sum(), positive_B)
         sums_B, num_terms = sum_over_ranks(-minus_sums_B), self._num_terms(batch)
-        with torch.no_grad():
-            weigh = lambda tile, scores_Bn: scores_Bn.sub_(positive_B[:, None]).sigmoid_().div_(num_terms)  # noqa: E731
-            return self._moments(users_BK, items_nK, batch, weigh, index_B, sums_B / num_terms, shifts)
+        positive_B = positive_B.detach()
+        weigh = lambda tile, scores_Bn: scores_Bn.sub_(positive_B[:, None]).sigmoid_().div_(num_terms)  # noqa: E731
+        return self._weights(users_BK.detach(), items_nK.detach(), batch, weigh, index_B, sums_B / num_terms)

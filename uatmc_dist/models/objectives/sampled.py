@@ -1,12 +1,12 @@
 """BPR with one uniform negative a pair, as published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.models.objectives.base import content_columns
+from uatmc_dist.models.objectives.base import content_columns, tiles
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, owned, scores_at, sum_over_ranks
 
 
@@ -58,21 +58,21 @@ class Sampled:
         return hvp_nd
 
     @torch.no_grad()
-    def user_moments(
-        self,
-        users_BK: torch.Tensor,
-        items_nK: torch.Tensor,
-        batch: Batch,
-        rows: ActiveRows,
-        shifts: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        content_BC, _ = content_columns(users_BK, shifts[0])
+    def score_weights(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         weights_B = torch.sigmoid(-self._differences(users_BK, items_nK, batch, rows)) / len(batch)
-        moments = [torch.zeros_like(shift) for shift in shifts]
-        for items_B in (batch.positives_B, batch.negatives_B):
-            mine, index = owned(rows.index_of(items_B), users_BK.device)
-            content_bC, weights_b = content_BC[mine], weights_B[mine]
-            for shift_nC, moment_nC in zip(shifts, moments, strict=True):
-                change_b = weights_b * (content_bC * shift_nC[index]).sum(1)
-                moment_nC.index_add_(0, index, change_b[:, None] * content_bC)
-        return moments
+        pairs = [owned(rows.index_of(items_B), users_BK.device) for items_B in (batch.positives_B, batch.negatives_B)]
+        return _dense_tiles(weights_B, pairs, len(items_nK))
+
+
+def _dense_tiles(
+    weights_B: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], num_items: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Zero but for the pairs' own items."""
+    for tile in tiles(num_items, len(weights_B)):
+        weights_Bn = weights_B.new_zeros(len(weights_B), tile.stop - tile.start)
+        for mine, index in pairs:
+            inside = (index >= tile.start) & (index < tile.stop)
+            weights_Bn[mine[inside], index[inside] - tile.start] += weights_B[mine[inside]]
+        yield tile, weights_Bn

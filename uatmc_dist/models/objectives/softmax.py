@@ -1,6 +1,6 @@
 """Cross-entropy of the positive among all items."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -100,14 +100,10 @@ class Softmax(AllItems):
         return hvp_nd.div_(len(batch))
 
     @torch.no_grad()
-    def user_moments(
-        self,
-        users_BK: torch.Tensor,
-        items_nK: torch.Tensor,
-        batch: Batch,
-        rows: ActiveRows,
-        shifts: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
+    def score_weights(
+        self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        users_BK, items_nK = users_BK.detach(), items_nK.detach()
         index_B, device = rows.index_of(batch.positives_B), users_BK.device
         positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, index_B)), batch)
         index_B, offset_n = index_B.to(device), self._on(device)
@@ -118,7 +114,7 @@ class Softmax(AllItems):
             return raised_Bn.sub_(total_B[:, None]).exp_().div_(len(batch))
 
         positive_weight_B = -torch.expm1(positive_B - total_B) / len(batch)
-        return self._moments(users_BK, items_nK, batch, weigh, index_B, positive_weight_B, shifts)
+        return self._weights(users_BK, items_nK, batch, weigh, index_B, positive_weight_B)
 
 
 def popularity_offset(training: TrainingConfig, known: KnownPositives) -> torch.Tensor | None:
