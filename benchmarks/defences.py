@@ -128,9 +128,8 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
             found["before"] = result["hit@50_before"]
         key = f"{stratum} {epsilon:g}"
         found[f"{key} {result['attack']}"] = result["hit@50_after"]
-        if result["attack"] == STRONGEST:
-            if result["certified_hit@50"] is not None:
-                found[f"{key} bound"] = result["certified_hit@50"]
+        if result["attack"] == STRONGEST and result["certified_hit@50"] is not None:
+            found[f"{key} bound"] = result["certified_hit@50"]
     if attack:
         found["checks failed"] = sum(check["passed"] is False for check in attack["checks"])  # None: not made
     for entry in _read(run, "certificate").get("results", []):

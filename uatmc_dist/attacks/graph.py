@@ -44,6 +44,8 @@ class Margins:
     score_A: torch.Tensor
     bar_A: torch.Tensor
     at_bar_A: torch.Tensor
+    best_Ak: torch.Tensor
+    """The k best scores among the other items, best first; the last is the bar."""
     users_Ad: torch.Tensor
     items_Nd: torch.Tensor
 
@@ -178,8 +180,8 @@ class GraphTargets:
             position_A = position_U[self.anchors_A]
             moved_A = position_A >= 0
             users_Ad = users_Ad.index_copy(0, moved_A.nonzero().squeeze(1), rows_md[is_user][position_A[moved_A]])
-        bar_A, at_bar_A = self._bars(target, items_m, moved_A, users_Ad, items_Nd)
-        return Margins(users_Ad @ items_Nd[target], bar_A, at_bar_A, users_Ad, items_Nd)
+        best_Ak, at_bar_A = self._bars(target, items_m, moved_A, users_Ad, items_Nd)
+        return Margins(users_Ad @ items_Nd[target], best_Ak[:, -1], at_bar_A, best_Ak, users_Ad, items_Nd)
 
     @property
     def _clean_users(self) -> torch.Tensor:
@@ -193,7 +195,7 @@ class GraphTargets:
         users_Ad: torch.Tensor,
         items_Nd: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """k-th best score among the other items, and the item that has it, [A] each.
+        """The k best scores among the other items [A, k], and the item that has the k-th [A].
 
         Of the anchors that have not moved it is among the best of their kept ranking that have not moved either and
         the items that have; unless too few of the ranking are left, which, as for those who moved, takes all items.
@@ -202,22 +204,22 @@ class GraphTargets:
         is_moved_N[items_m] = True
         stale_AL = is_moved_N[self.kept.items_AL]
         whole_A = moved_A | ((~stale_AL).sum(1) < self.k)
-        bar_A, at_bar_A = users_Ad.new_empty(len(users_Ad)), torch.empty(len(users_Ad), dtype=torch.int64)
+        best_Ak, at_bar_A = users_Ad.new_empty(len(users_Ad), self.k), torch.empty(len(users_Ad), dtype=torch.int64)
         others_m = items_m[items_m != target]
         some, whole = (~whole_A).nonzero().squeeze(1), whole_A.nonzero().squeeze(1)
         if len(some):
             kept = self.kept.scores_AL[some].masked_fill(stale_AL[some], -torch.inf)
             scores = torch.cat([kept, users_Ad[some] @ items_Nd[others_m].T], dim=1)
             best = scores.topk(self.k, dim=1)
-            bar_A[some], place = best.values[:, -1], best.indices[:, -1:]
+            best_Ak[some], place = best.values, best.indices[:, -1:]
             ids = torch.cat([self.kept.items_AL[some], others_m.expand(len(some), -1)], dim=1)
             at_bar_A[some] = ids.gather(1, place).squeeze(1)
         for chunk in whole.split(1024):
             scores = users_Ad[chunk] @ items_Nd.T
             scores[:, target] = -torch.inf
             best = scores.topk(self.k, dim=1)
-            bar_A[chunk], at_bar_A[chunk] = best.values[:, -1], best.indices[:, -1]
-        return bar_A, at_bar_A
+            best_Ak[chunk], at_bar_A[chunk] = best.values, best.indices[:, -1]
+        return best_Ak, at_bar_A
 
     def _cotangent(self, index: int, nodes_m: torch.Tensor, margins: Margins, slope_A: torch.Tensor) -> torch.Tensor:
         """Derivative of sum_a slope_a (score_a - bar_a) in the moved rows, [m, d]."""

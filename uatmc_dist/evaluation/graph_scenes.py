@@ -44,10 +44,9 @@ class GraphScene:
         return GraphTargets.of(self.states.fast, self.anchors_A, self.items_T, self.k, self.others_held)
 
     @cached_property
-    def _judged(self) -> dict[int, GraphTargets]:
-        """At each length of ranking."""
-        given = self.states.exact, self.anchors_A, self.items_T
-        return {k: GraphTargets.of(*given, k, self.others_held) for k in self.ks}
+    def _judged(self) -> GraphTargets:
+        """At the longest ranking; shorter ones begin it."""
+        return GraphTargets.of(self.states.exact, self.anchors_A, self.items_T, self.ks[-1], self.others_held)
 
     @property
     def clean(self) -> Deltas:
@@ -55,26 +54,29 @@ class GraphScene:
 
     def moved(self, deltas: Deltas, budget: Budget) -> Deltas:
         """In float64, projected once more."""
-        return self._judged[self.k].project((deltas[0].double(), deltas[1].double()), budget)
+        return self._judged.project((deltas[0].double(), deltas[1].double()), budget)
 
     def hits(self, moved: Deltas) -> torch.Tensor:
         """Share of anchors with the target in their top k, [T] float64."""
-        return self._hits(moved, self.k)
-
-    def _hits(self, moved: Deltas, k: int) -> torch.Tensor:
-        margins = (margins for _, margins in self._judged[k].margins(moved))
-        shares = [(one.score_A.float() > one.bar_A.float()).sum() for one in margins]
-        return torch.stack(shares).double() / len(self.anchors_A)
+        return self._hits_by_length(moved)[self.ks.index(self.k)]
 
     def hits_by_length(self, moved: list[Deltas]) -> torch.Tensor:
         """The same at every length of ranking, [len(moved), J, T]."""
-        return torch.stack([torch.stack([self._hits(one, k) for k in self.ks]) for one in moved])
+        return torch.stack([self._hits_by_length(one) for one in moved])
+
+    def _hits_by_length(self, moved: Deltas) -> torch.Tensor:
+        counts_JT = torch.zeros(len(self.ks), len(self.items_T), dtype=torch.float64)
+        for index, margins in self._judged.margins(moved):
+            score_A, best_Ak = margins.score_A.float(), margins.best_Ak.float()
+            for row, k in enumerate(self.ks):
+                counts_JT[row, index] = (score_A > best_Ak[:, k - 1]).sum()
+        return counts_JT / len(self.anchors_A)
 
     def mean_ranks(self, moved: list[Deltas]) -> torch.Tensor:
         """Mean rank of each target among all items, from 1, over 256 of the anchors; [len(moved), T]."""
         ranks = torch.empty(len(moved), len(self.items_T), dtype=torch.float64)
         for row, one in enumerate(moved):
-            for index, margins in self._judged[self.k].margins(one):
+            for index, margins in self._judged.margins(one):
                 scores_RN = (margins.users_Ad[:_RANKED_ANCHORS] @ margins.items_Nd.T).float()
                 own_R = margins.score_A[:_RANKED_ANCHORS, None].float()
                 above_RN = scores_RN > own_R

@@ -42,6 +42,10 @@ def measure_mismatch(
     """
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so it has no modalities to compare")
+    if not model.is_linear:
+        raise UserError(
+            "gradients are compared under linear fusion; this model's scores are not linear in its features"
+        )
     if len(model.dense.modalities) < 2:
         raise UserError(f"this model has {model.dense.modalities[0]} features alone; there is nothing to compare")
     if config.start_from is not None:
