@@ -7,7 +7,8 @@ import pytest
 
 from conftest import on_ranks
 from tests.distributed.test_resume import losses
-from uatmc_dist.data.catalog import CatalogWriter, Interactions
+from uatmc_dist.data.catalog import Interactions
+from uatmc_dist.data.catalog_writer import CatalogWriter
 
 ITEMS, USERS = 9, 5  # on four ranks: 3, 3, 3, 0 items and 2, 2, 1, 0 users
 

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, UATMC, run_uatmc
 from uatmc_dist.config import load_config
 from uatmc_dist.errors import UserError
-from uatmc_dist.tuning import read_space
+from uatmc_dist.search_space import read_space
 
 SPACE = {"tables.lr": {"low": 0.01, "high": 0.3, "log": True}, "model.embedding_dim": {"choices": [4, 8]}}
 

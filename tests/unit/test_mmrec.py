@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.mmrec_source import read_inter, write_inter, write_source
-from uatmc_dist.data.catalog import Catalog, CatalogWriter, Interactions
+from uatmc_dist.data.catalog import Catalog, Interactions
+from uatmc_dist.data.catalog_writer import CatalogWriter
 from uatmc_dist.data.mmrec import export_mmrec, import_mmrec
 from uatmc_dist.errors import UserError
 

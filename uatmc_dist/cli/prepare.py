@@ -22,9 +22,10 @@ def tune(
     """Searches options on the validation split, with Optuna; the same command goes on, also from several processes."""
     from uatmc_dist import tuning
     from uatmc_dist.config import load_config
+    from uatmc_dist.search_space import read_space
 
     loaded = load_config(config, overrides or [])
-    ranges = tuning.read_space(space or tuning.default_space(loaded))
+    ranges = read_space(space or tuning.default_space(loaded))
     folder = study or tuning.study_folder(loaded)
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
     tuning.Tuning(config, tuple(overrides or ()), ranges, folder, ranks, say).run(trials)

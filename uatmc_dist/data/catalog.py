@@ -13,11 +13,9 @@ baselines/              a cache: figures of the baselines by split (evaluation/c
 
 import json
 import mmap
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from uatmc_dist.checksums import CheckedFile, checksums
+from uatmc_dist.checksums import CheckedFile
 from uatmc_dist.errors import UserError
 
 FORMAT = "uatmc-catalog"
@@ -39,9 +37,8 @@ TRAINING = "training"
 """Folder of the memory-mapped training items of every user (data/batches.py)."""
 BASELINES = "baselines"
 """Folder of what evaluation/comparison.py keeps."""
-_BLOCK_BYTES = 16 << 20
 _MEND = "make the catalog again"
-_INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
+INTERACTIONS = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64()), ("split", pa.int8())])
 
 
 @dataclass
@@ -150,7 +147,7 @@ class Catalog:
 
     def interactions(self) -> Interactions:
         table = self._read("interactions.parquet")
-        return Interactions(*(table[name].to_numpy() for name in _INTERACTIONS.names))
+        return Interactions(*(table[name].to_numpy() for name in INTERACTIONS.names))
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of one split, int64. Read at the first call."""
@@ -205,138 +202,3 @@ def _opened(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except (pa.ArrowInvalid, OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); make the catalog again") from None
-
-
-class FeatureWriter:
-    """Writes one modality block by block, refusing NaN and Inf with the row's number.
-
-    `source` names what the user gave (a file, say) in messages.
-    """
-
-    def __init__(self, path: Path, width: int, dtype: np.dtype, source: str) -> None:
-        value_type = pa.float16() if dtype == np.float16 else pa.float32()
-        self._schema = pa.schema([pa.field("features", pa.list_(value_type, width))])
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
-        self._width, self._dtype, self._source = width, dtype, source
-        self.num_rows = 0
-
-    def write(self, rows: np.ndarray) -> None:
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            row = self.num_rows + int(np.argmin(finite))
-            raise UserError(f"{self._source}: row {row} holds NaN or Inf; mend the feature or set the row to zeros")
-        values = pa.array(np.ascontiguousarray(rows, dtype=self._dtype).ravel())
-        column = pa.FixedSizeListArray.from_arrays(values, self._width)
-        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self.num_rows += len(rows)
-
-    def __enter__(self) -> "FeatureWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
-        self._sink.close()
-
-
-def block_rows(width: int, dtype: np.dtype) -> int:
-    """Rows a block, so that a block has about 16 MiB."""
-    return max(1, _BLOCK_BYTES // (width * dtype.itemsize))
-
-
-def refuse_to_replace(path: Path, overwrite: bool) -> None:
-    """UserError where `path` is no place for a catalog, or has one that is not to be replaced."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file; give the folder to write the catalog into")
-    if (path / "catalog.json").exists() and not overwrite:
-        raise UserError(f"{path}: holds a catalog already; give another folder or --overwrite")
-
-
-@dataclass
-class CatalogWriter:
-    """Writes a catalog; catalog.json comes last, so that an interrupted one is never taken for whole.
-
-    Raises UserError where `path` already holds a catalog and `overwrite` is not set.
-    """
-
-    path: Path
-    name: str
-    num_users: int
-    num_items: int
-    overwrite: bool = False
-    _modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    _interactions: pq.ParquetWriter | None = None
-
-    def __post_init__(self) -> None:
-        refuse_to_replace(self.path, self.overwrite)
-        if (self.path / "catalog.json").exists():
-            (self.path / "catalog.json").unlink()
-            for cache in (PROJECTED, TRAINING, BASELINES):
-                shutil.rmtree(self.path / cache, ignore_errors=True)
-        try:
-            (self.path / "features").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another folder") from None
-
-    def features(self, modality: str, width: int, dtype: np.dtype, encoder: str, source: str) -> FeatureWriter:
-        dtype = np.dtype(np.float16 if dtype == np.float16 else np.float32)
-        file = f"features/{modality}.arrow"
-        self._modalities[modality] = {"file": file, "width": width, "dtype": dtype.name, "encoder": encoder}
-        return FeatureWriter(self.path / file, width, dtype, source)
-
-    def encoded(self, modality: str, rows: np.ndarray, record: dict[str, Any]) -> None:
-        """Features [N, width] that an encoder has made, and how (encoders/base.py)."""
-        width, step = rows.shape[1], block_rows(rows.shape[1], rows.dtype)
-        with self.features(modality, width, rows.dtype, record["encoder"], f"encoded {modality} content") as writer:
-            for start in range(0, len(rows), step):
-                writer.write(rows[start : start + step])
-        self._modalities[modality]["encoding"] = record
-
-    def interactions(self, block: Interactions) -> None:
-        """Appends a block of them."""
-        if self._interactions is None:
-            self._interactions = pq.ParquetWriter(self.path / "interactions.parquet", _INTERACTIONS)
-        columns = block.users, block.items, block.timestamps, block.splits
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, _INTERACTIONS.types, strict=True)]
-        self._interactions.write_table(pa.table(arrays, schema=_INTERACTIONS))
-        for index, name in enumerate(SPLITS):
-            self._counts[name] += int((block.splits == index).sum())
-
-    def finish(
-        self,
-        source_ids: list[str],
-        titles: list[str],
-        notes: Mapping[str, int | str],
-        user_ids: list[str] | None = None,
-        contents: Mapping[str, Sequence[str | None]] | None = None,
-    ) -> None:
-        """Writes items and users, then catalog.json. `notes` are counts worth keeping (cold users, ...) and how
-        the catalog came about, `contents`
-        columns of the items: what was encoded."""
-        assert self._interactions is not None
-        self._interactions.close()
-        columns = {"source_id": source_ids, "title": titles, **(contents or {})}
-        items = {name: pa.array(column, pa.string()) for name, column in columns.items()}
-        pq.write_table(pa.table(items), self.path / "items.parquet")
-        files = ["interactions.parquet", "items.parquet", *(entry["file"] for entry in self._modalities.values())]
-        if user_ids is not None:
-            pq.write_table(pa.table({"source_id": user_ids}), self.path / "users.parquet")
-            files.append("users.parquet")
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.name,
-            "num_users": self.num_users,
-            "num_items": self.num_items,
-            "num_interactions": self._counts,
-            "modalities": self._modalities,
-            "notes": dict(notes),
-            "bytes": {name: (self.path / name).stat().st_size for name in files},
-            "checksums": {name: checksums(self.path / name) for name in files},
-        }
-        temporary = self.path / ".catalog.json"
-        temporary.write_text(json.dumps(meta, indent=2), encoding="utf-8")
-        temporary.replace(self.path / "catalog.json")

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from uatmc_dist.data.catalog import SPLITS, Catalog, CatalogWriter, Interactions, block_rows
+from uatmc_dist.data.catalog import SPLITS, Catalog, Interactions
+from uatmc_dist.data.catalog_writer import CatalogWriter, block_rows
 from uatmc_dist.errors import UserError
 
 FEATURE_FILES = {"visual": "image_feat.npy", "text": "text_feat.npy"}

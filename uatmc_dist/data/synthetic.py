@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from uatmc_dist.data.catalog import CatalogWriter, Interactions, block_rows
+from uatmc_dist.data.catalog import Interactions
+from uatmc_dist.data.catalog_writer import CatalogWriter, block_rows
 from uatmc_dist.data.splits import held_out_by_field
 from uatmc_dist.errors import UserError
 

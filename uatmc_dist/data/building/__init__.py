@@ -11,7 +11,7 @@ from uatmc_dist.data.building.articles import read_articles
 from uatmc_dist.data.building.features import Shown, encode_articles
 from uatmc_dist.data.building.options import BuildOptions, check_options
 from uatmc_dist.data.building.orders import read_interactions
-from uatmc_dist.data.catalog import CatalogWriter, refuse_to_replace
+from uatmc_dist.data.catalog_writer import CatalogWriter, refuse_to_replace
 from uatmc_dist.data.source import read_source
 
 __all__ = ["BuildOptions", "build_catalog"]
