@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 from uatmc_dist.config import Config
 from uatmc_dist.data import catalog as catalog_module
+from uatmc_dist.data import catalog_writer
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.data.mmrec import import_mmrec
@@ -38,7 +39,7 @@ def write_catalog(path: Path, features: dict[str, np.ndarray], pairs: list[tuple
     """`pairs`: user, item, split."""
     users, items, splits = (np.array(column) for column in zip(*pairs, strict=True))
     num_items = len(next(iter(features.values())))
-    writer = catalog_module.CatalogWriter(path, "made", int(users.max()) + 1, num_items)
+    writer = catalog_writer.CatalogWriter(path, "made", int(users.max()) + 1, num_items)
     for name, rows in features.items():
         with writer.features(name, rows.shape[1], rows.dtype, "hand", "rows") as file:
             file.write(rows)

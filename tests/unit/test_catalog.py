@@ -7,6 +7,7 @@ import pytest
 
 from uatmc_dist import checksums
 from uatmc_dist.data import catalog as catalog_module
+from uatmc_dist.data import catalog_writer
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.describe import describe_features, popularity_quantiles
 from uatmc_dist.data.synthetic import synthesize
@@ -16,7 +17,7 @@ SIZES = {"users": 120, "items": 90, "interactions": 900, "visual_dim": 10, "text
 
 
 def test_synthesis_is_exact_reproducible_and_long_tailed(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog_module, "_BLOCK_BYTES", 400)  # many blocks
+    monkeypatch.setattr(catalog_writer, "_BLOCK_BYTES", 400)  # many blocks
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         synthesize(tmp_path / name, **SIZES, seed=seed)
     a, b, c = (Catalog(tmp_path / name) for name in "abc")
@@ -75,7 +76,7 @@ def test_one_changed_bit_is_found(tmp_path, file):
 
 
 def test_only_the_chunks_that_are_read_are_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog_module, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(catalog_writer, "_BLOCK_BYTES", 400)
     monkeypatch.setattr(checksums, "CHUNK", 512)
     synthesize(tmp_path / "x", **SIZES, seed=0)
     file = tmp_path / "x" / "features/visual.arrow"
@@ -104,7 +105,7 @@ def test_a_catalog_is_not_overwritten_by_accident(tmp_path):
 
 
 def test_description_counts_duplicates_and_zero_rows(tmp_path):
-    writer = catalog_module.CatalogWriter(tmp_path / "x", "x", 1, 6)
+    writer = catalog_writer.CatalogWriter(tmp_path / "x", "x", 1, 6)
     rows = np.arange(24, dtype=np.float32).reshape(6, 4)
     rows[1], rows[2], rows[5] = 0, 0, rows[4]
     with writer.features("visual", 4, rows.dtype, "hand", "rows") as features:
