@@ -1,13 +1,15 @@
 """Defences compared: trains, evaluates, attacks and certifies every variant of a plan, over several training seeds.
 
-python -m benchmarks.defences configs/defences/hmfashion.yaml --write docs/results.md
+python -m benchmarks.defences configs/defences/vbpr.yaml --write docs/results.md
+python -m benchmarks.defences configs/defences/mmgcn.yaml --catalog baby   # one of its catalogs alone
 
-A plan (configs/defences/) names a configuration, training seeds, and for each variant its overrides; every variant but
-those under `clean` starts from the run `clean` of its seed. `shrunk` are the shares of its content half that a copy of
-the clean run keeps: a defence that costs no training. Runs are runs/NAME-VARIANT-sSEED; what is there already is
-not made again. Each run has one process and one thread, and as many run at once as there are cores. Prints the tables
-(means with 95 % intervals over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with
---write puts the tables between the marks `<!-- PLAN NAME -->` and `<!-- end -->` of a Markdown file.
+A plan (configs/defences/) names a configuration, catalogs, training seeds, and for each variant its overrides; every
+variant but those under `clean` starts from the run `clean` of its seed. `shrunk` are the shares of its content half
+that a copy of the clean run keeps: a defence that costs no training. A plan may start from another (`base`) and leave
+variants of it out (`without`). Runs are runs/NAME-VARIANT-sSEED; what is there already is not made again. Each run has
+one process and one thread, and as many run at once as there are cores. Prints the tables (means with 95 % intervals
+over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with --write puts the tables
+between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a Markdown file.
 """
 
 import csv
@@ -34,6 +36,8 @@ from uatmc_dist.models.trained import ModelFile
 class Plan:
     name: str
     config: str
+    runs: str
+    """What the names of its runs begin with."""
     seeds: list[int]
     clean: dict[str, list[str]]
     """Variants with a clean phase of their own; `clean` is what the others start from."""
@@ -45,14 +49,33 @@ class Plan:
     """What accuracy is measured on: valid for plans that choose, test for those that report."""
     attack: list[str] = field(default_factory=list)
     certify: bool = True
+    fewer_seeds: dict[str, list[int]] = field(default_factory=dict)
+    """Of variants that are far off."""
 
     @classmethod
-    def read(cls, path: Path) -> "Plan":
-        return cls(name=path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")))
+    def read(cls, path: Path) -> "list[Plan]":
+        """One plan for each of its catalogs, or one alone where the configuration says which."""
+        keys = _with_base(path)
+        without, overrides = keys.pop("without", []), keys.pop("overrides", [])
+        runs = keys.pop("runs", None) or load_config(Path(keys["config"]), overrides).name
+        catalogs = keys.pop("catalogs", {None: None})
+        keys["defences"] = {name: value for name, value in keys["defences"].items() if name not in without}
+        return [
+            cls(
+                name=path.stem if catalog is None else f"{path.stem}-{catalog}",
+                runs=runs.format(catalog=catalog),
+                overrides=overrides if catalog is None else [f"catalog={folder}", *overrides],
+                **keys,
+            )
+            for catalog, folder in catalogs.items()
+        ]
 
     @property
     def base(self) -> Config:
         return load_config(Path(self.config), self.overrides)
+
+    def seeds_of(self, variant: str) -> list[int]:
+        return self.fewer_seeds.get(variant, self.seeds)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -63,7 +86,13 @@ class Plan:
         return [*self.clean, *self.shares, *self.defences]
 
     def run(self, variant: str, seed: int) -> Path:
-        return self.base.output_dir / f"{self.base.name}-{variant}-s{seed}"
+        return self.base.output_dir / f"{self.runs}-{variant}-s{seed}"
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    keys: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    base = keys.pop("base", None)
+    return {**_with_base(path.parent / base), **keys} if base else keys
 
 
 def call(log: Path, *command: object) -> None:
@@ -75,7 +104,7 @@ def call(log: Path, *command: object) -> None:
 
 def make(plan: Plan, variant: str, seed: int) -> None:
     """What is missing of one run: model, evaluation, attack, certificate."""
-    run, log = plan.run(variant, seed), RESULTS.parent / "logs" / f"{plan.base.name}-{variant}-s{seed}.log"
+    run, log = plan.run(variant, seed), RESULTS.parent / "logs" / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     overrides = {**plan.clean, **plan.defences}.get(variant, [])
     start = [f"start_from={plan.run('clean', seed)}"] if variant in plan.defences else []
@@ -95,6 +124,14 @@ def make(plan: Plan, variant: str, seed: int) -> None:
         call(log, *uatmc, "attack", run, *plan.attack)
     if plan.certify and not (run / "certificate.json").exists():
         call(log, *uatmc, "certify", run)
+
+
+def make_all(plan: Plan, at_once: int) -> None:
+    for variants in (["clean"], [v for v in plan.variants if v != "clean"]):
+        jobs = [(variant, seed) for seed in plan.seeds for variant in variants if seed in plan.seeds_of(variant)]
+        with ThreadPoolExecutor(at_once) as pool:
+            for done, (variant, seed) in enumerate(pool.map(lambda job: make(plan, *job) or job, jobs), start=1):
+                print(f"{plan.name}: {variant} seed {seed}: done ({done} of {len(jobs)})", flush=True)
 
 
 def shrink(clean: Path, run: Path, share: float) -> None:
@@ -141,12 +178,15 @@ class Results:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.variants = plan.variants
-        self._found = {v: [figures(plan, v, seed) for seed in plan.seeds] for v in self.variants}
+        self._found = {
+            v: [figures(plan, v, seed) if seed in plan.seeds_of(v) else {} for seed in plan.seeds]
+            for v in self.variants
+        }
         self.attacked = [v for v in self.variants if "before" in self._found[v][0]]
         reports = [_read(plan.run(v, plan.seeds[0]), "attack") for v in self.attacked]
         self.epsilons = reports[0]["epsilons"]
         done = {result["attack"] for report in reports for result in report["results"]}
-        self.attacks = [name for name in (*ATTACKS, STRONGEST) if name in done]
+        self.attacks = [name for attack in (*ATTACKS, STRONGEST) for name in (attack, f"{attack}_held") if name in done]
 
     def cell(self, variant: str, name: str) -> str:
         return with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
@@ -168,7 +208,7 @@ class Results:
                 lambda v: [
                     *(self.cell(v, name) for name in ("recall@20", "ndcg@20", "before")),
                     *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
-                    str(int(sum(found["checks failed"] for found in self._found[v]))) if v in content else "",
+                    str(int(sum(found.get("checks failed", 0) for found in self._found[v]))) if v in content else "",
                 ],
             ),
             f"Hit@50 of random targets after each attack, ε = {largest:g} (`bound`: certificate of the same targets):",
@@ -235,19 +275,19 @@ class Results:
 def main() -> None:
     parser = document_parser(__doc__)
     parser.add_argument("plan", type=Path)
+    parser.add_argument("--catalog", help="name of the one catalog of the plan to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     arguments = parser.parse_args()
-    plan = Plan.read(arguments.plan)
-    stages = [["clean"], [v for v in plan.variants if v != "clean"]]
-    for variants in stages:
-        jobs = [(variant, seed) for variant in variants for seed in plan.seeds]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            for done, (variant, seed) in enumerate(pool.map(lambda job: make(plan, *job) or job, jobs), start=1):
-                print(f"{variant} seed {seed}: done ({done} of {len(jobs)})", flush=True)
-    results = Results(plan)
-    print(f"written: {results.write_csv()}\n\n{results.markdown()}")
-    if arguments.write is not None:
-        replace_block(arguments.write, plan.name, results.markdown())
+    plans = Plan.read(arguments.plan)
+    chosen = [plan for plan in plans if arguments.catalog is None or plan.name.endswith(f"-{arguments.catalog}")]
+    if not chosen:
+        raise SystemExit(f"--catalog {arguments.catalog}: not in {arguments.plan}: {', '.join(p.name for p in plans)}")
+    for plan in chosen:
+        make_all(plan, arguments.jobs)
+        results = Results(plan)
+        print(f"written: {results.write_csv()}\n\n{results.markdown()}", flush=True)
+        if arguments.write is not None:
+            replace_block(arguments.write, plan.name, results.markdown())
 
 
 if __name__ == "__main__":
