@@ -104,7 +104,8 @@ def call(log: Path, *command: object) -> None:
 
 def make(plan: Plan, variant: str, seed: int) -> None:
     """What is missing of one run: model, evaluation, attack, certificate."""
-    run, log = plan.run(variant, seed), RESULTS.parent / "logs" / f"{run.name}.log"
+    run = plan.run(variant, seed)
+    log = RESULTS.parent / "logs" / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     overrides = {**plan.clean, **plan.defences}.get(variant, [])
     start = [f"start_from={plan.run('clean', seed)}"] if variant in plan.defences else []
