@@ -45,7 +45,10 @@ class RandomModel:
         )
 
     def items(self) -> torch.Tensor:
-        return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)
+        return self.embed(self.v_Nd, self.t_Nd)[1]
+
+    def embed(self, v_Nd: torch.Tensor, t_Nd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.users_UK, torch.cat([self.identity_Nd, self.dense.fuse(v_Nd, t_Nd)], dim=1)
 
 
 def scene(model: RandomModel, k: int, anchors=None, items=None, surrogate=None) -> Scene:

@@ -56,4 +56,9 @@ class LinearModel(TrainedModel):
     def items(self) -> torch.Tensor:
         if self.dense is None:
             return self.identity_Nd
-        return torch.cat([self.identity_Nd, self.dense.fuse(self.v_Nd, self.t_Nd)], dim=1)
+        return self.embed(self.v_Nd, self.t_Nd)[1]
+
+    def embed(self, v_Nd: torch.Tensor, t_Nd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Users do not depend on what is perturbed: the content of their histories is what they had bought."""
+        assert self.dense is not None
+        return self.users_UK, torch.cat([self.identity_Nd, self.dense.fuse(v_Nd, t_Nd)], dim=1)

@@ -283,7 +283,6 @@ class MMGCNModel(TrainedModel):
         self.users_UK, self._items_NK = self.embed(self.v_Nd, self.t_Nd)
 
     def embed(self, v_Nd: torch.Tensor, t_Nd: torch.Tensor) -> Nodes:
-        """r of all users and items, with these projected rows."""
         z = dict(zip(MODALITIES, (v_Nd, t_Nd), strict=True))
         return self.dense.embed(self.graph, self.identity, self.preference, z)
 

@@ -168,8 +168,16 @@ class TrainedModel:
                     tables["history"][:, dim:] = dense.fuse(*projected)
         return kind.trained_model(config, catalog, tables, dense, None, lambda done, total: None)
 
+    v_Nd: torch.Tensor
+    """Projected rows; with content."""
+    t_Nd: torch.Tensor
+
     def items(self) -> torch.Tensor:
         """Item embeddings [N, K]."""
+        raise NotImplementedError
+
+    def embed(self, v_Nd: torch.Tensor, t_Nd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of all users [U, K] and of all items [N, K] with these projected rows; differentiable."""
         raise NotImplementedError
 
     def user_of_history(self, items_E: torch.Tensor) -> torch.Tensor:

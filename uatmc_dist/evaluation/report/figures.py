@@ -217,22 +217,20 @@ def mismatch_histogram(run: RunFiles, title: str, caption: str, *path: str) -> F
 
 
 def mismatch_strength(run: RunFiles) -> Figure:
-    """How much one step of the adversary raises the loss, coordinated and not."""
+    """How much each kind of step of the adversary raises the loss."""
     assert run.mismatch is not None
     rows = [
-        (
-            stage,
-            entry["epsilon"],
-            *(float(f"{entry[name]:.4g}") for name in ("clean_loss", "rise_separate", "rise_coordinated")),
-        )
+        (stage, entry["epsilon"], float(f"{run.mismatch[stage]['clean_loss']:.4g}"), name, float(f"{rise:.4g}"))
         for stage in ("before", "after")
         for entry in run.mismatch[stage]["strength"]
+        for name, rise in entry["rise"].items()
     ]
+    report = run.mismatch
     return Figure(
-        f"{run.name}: what coordination does to the adversary's step",
-        f"Rise of the loss when all items are perturbed by one step: each modality for itself, and coordinated "
-        f"(lambda = {run.mismatch['adv_align_weight']:g}). Before is {run.mismatch['before_is']}.",
-        ("stage", "epsilon", "clean loss", "rise, separate", "rise, coordinated"),
+        f"{run.name}: what each kind of step does to the loss",
+        "Rise of the loss when all items are perturbed: separately (uat), coordinated in item space (uat_mc) and in "
+        f"user space (lambda = {report['adv_align_weight']:g}), and others. Before is {report['before_is']}.",
+        ("stage", "epsilon", "clean loss", "step", "rise"),
         rows,
     )
 

@@ -82,6 +82,13 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
                         "contributors",
                         "overlap",
                     ),
+                    figures.mismatch_histogram(
+                        run,
+                        "cosine in user space",
+                        "By item: whether moving the photo and moving the text raise the item for the same users "
+                        "(1), for unrelated ones (0), or one raises it where the other lowers it (-1).",
+                        "user_cosine",
+                    ),
                     figures.mismatch_strength(run),
                 )
             ],

@@ -67,8 +67,9 @@ class FullCatalog(AllItems):
         positive_B = sum_over_ranks(scores_at(users_BK.detach(), items_nK.detach(), index_B)).requires_grad_()
         index_B = index_B.to(users_BK.device)
         seen = self._seen(batch, users_BK.device)
-        losses_B = bpr_all_items(users_BK.detach(), items_nK.detach(), positive_B, index_B, seen=seen)
-        (minus_sums_B,) = torch.autograd.grad(losses_B.sum(), positive_B)
+        with torch.enable_grad():
+            losses_B = bpr_all_items(users_BK.detach(), items_nK.detach(), positive_B, index_B, seen=seen)
+            (minus_sums_B,) = torch.autograd.grad(losses_B.sum(), positive_B)
         sums_B, num_terms = sum_over_ranks(-minus_sums_B), self._num_terms(batch)
         positive_B = positive_B.detach()
         weigh = lambda tile, scores_Bn: scores_Bn.sub_(positive_B[:, None]).sigmoid_().div_(num_terms)  # noqa: E731
