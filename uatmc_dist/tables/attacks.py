@@ -76,9 +76,9 @@ def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
         ),
         ("top contributors in common", lambda stage: f"{stage['contributors']['overlap']['mean']:.0%}"),
         ("items without gradient", lambda stage: f"{stage['items_without_gradient']}"),
-        ("residual of one matrix for all items", lambda stage: _number(stage["single_matrix_residual"])),
+        ("residual of a single matrix", lambda stage: _number(stage["single_matrix_residual"])),
         ("cosine in user space, mean", lambda stage: _number(stage["user_cosine"]["mean"])),
-        ("visual / textual shift of a user's scores", lambda stage: _spread(stage["shift_ratio"])),
+        ("visual / textual shift of scores", lambda stage: _spread(stage["shift_ratio"])),
         ("visual / textual reach of a user", lambda stage: _spread(stage["reach_ratio"])),
     ):
         table.add_row(label, *(show(stage) for stage in stages))
@@ -87,7 +87,7 @@ def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
     rises.add_column("step", no_wrap=True)
     for stage in ("before", "after"):
         for entry in report[stage]["strength"]:
-            rises.add_column(f"{stage}, {entry['epsilon']:g}", justify="right")
+            rises.add_column(f"{stage}\n{entry['epsilon']:g}", justify="right")
     entries = [entry["rise"] for stage in stages for entry in stage["strength"]]
     for name in entries[0]:
         rises.add_row(name, *(_number(rise[name] / rise["uat"] if rise["uat"] else None) for rise in entries))
