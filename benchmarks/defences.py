@@ -9,7 +9,8 @@ that a copy of the clean run keeps: a defence that costs no training. A plan may
 variants of it out (`without`). Runs are runs/NAME-VARIANT-sSEED; what is there already is not made again. Each run has
 one process and one thread, and as many run at once as there are cores. Prints the tables (means with 95 % intervals
 over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with --write puts the tables
-between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a Markdown file.
+between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a Markdown file. What a step costs
+is measured apart: python -m benchmarks.defence_cost PLAN.
 """
 
 import csv
@@ -69,6 +70,15 @@ class Plan:
             )
             for catalog, folder in catalogs.items()
         ]
+
+    @classmethod
+    def chosen(cls, path: Path, catalog: str | None) -> "list[Plan]":
+        """All of a file's plans, or that of one catalog."""
+        plans = cls.read(path)
+        found = [plan for plan in plans if catalog is None or plan.name.endswith(f"-{catalog}")]
+        if not found:
+            raise SystemExit(f"--catalog {catalog}: not in {path}: {', '.join(plan.name for plan in plans)}")
+        return found
 
     @property
     def base(self) -> Config:
@@ -183,6 +193,8 @@ class Results:
             v: [figures(plan, v, seed) if seed in plan.seeds_of(v) else {} for seed in plan.seeds]
             for v in self.variants
         }
+        costs = RESULTS.parent / f"cost-{plan.name}.csv"
+        self.costs = dict(csv.reader(costs.open(encoding="utf-8"))) if costs.exists() else {}
         self.attacked = [v for v in self.variants if "before" in self._found[v][0]]
         reports = [_read(plan.run(v, plan.seeds[0]), "attack") for v in self.attacked]
         self.epsilons = reports[0]["epsilons"]
@@ -203,12 +215,22 @@ class Results:
     def markdown(self) -> str:
         largest, content = max(self.epsilons), self.attacked
         parts = [
-            f"Accuracy ({self.plan.split} split), and Hit@50 of random targets before and after the strongest attack:",
+            f"Accuracy ({self.plan.split} split), Hit@50 of random targets before and after the strongest attack, and "
+            "cost of a training step relative to one without an adversary:",
             self.table(
-                ["defence", "Recall@20", "NDCG@20", "before", *(f"ε = {e:g}" for e in self.epsilons), "checks failed"],
+                [
+                    "defence",
+                    "Recall@20",
+                    "NDCG@20",
+                    "before",
+                    *(f"ε = {e:g}" for e in self.epsilons),
+                    "cost",
+                    "checks failed",
+                ],
                 lambda v: [
                     *(self.cell(v, name) for name in ("recall@20", "ndcg@20", "before")),
                     *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
+                    f"{float(self.costs[v]):.2f}" if v in self.costs else "",
                     str(int(sum(found.get("checks failed", 0) for found in self._found[v]))) if v in content else "",
                 ],
             ),
@@ -279,11 +301,7 @@ def main() -> None:
     parser.add_argument("--catalog", help="name of the one catalog of the plan to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     arguments = parser.parse_args()
-    plans = Plan.read(arguments.plan)
-    chosen = [plan for plan in plans if arguments.catalog is None or plan.name.endswith(f"-{arguments.catalog}")]
-    if not chosen:
-        raise SystemExit(f"--catalog {arguments.catalog}: not in {arguments.plan}: {', '.join(p.name for p in plans)}")
-    for plan in chosen:
+    for plan in Plan.chosen(arguments.plan, arguments.catalog):
         make_all(plan, arguments.jobs)
         results = Results(plan)
         print(f"written: {results.write_csv()}\n\n{results.markdown()}", flush=True)

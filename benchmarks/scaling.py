@@ -27,9 +27,10 @@ from benchmarks.common import append, median_ratio, quantile
 from uatmc_dist.config import Config
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.parallel import process_group
-from uatmc_dist.parallel.cost_model import Problem, step_cost
+from uatmc_dist.parallel.cost_model import step_cost
 from uatmc_dist.parallel.machine import Machine, measured
 from uatmc_dist.parallel.memory_model import memory_per_rank
+from uatmc_dist.parallel.problem import Problem
 from uatmc_dist.training import Position, Trainer
 
 STRONG = (5_000, 20_000, 80_000)

@@ -89,20 +89,20 @@ def ours(name: str, catalog: Catalog, overrides: list[str]) -> Measured:
     return Measured(name, statistics.median(steps) * batches, ranking_s, valid, test)
 
 
-def mmrec(catalog: Catalog, clone: Path, epochs: int) -> Measured:
-    out = (RUNS / f"{catalog.name}-mmrec.jsonl").resolve()
+def mmrec(model: str, catalog: Catalog, clone: Path, epochs: int) -> Measured:
+    out = (RUNS / f"{catalog.name}-mmrec{'' if model == 'VBPR' else f'-{model}'}.jsonl").resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
-        starter = Path(__file__).with_name("mmrec_vbpr.py").resolve()
+        starter = Path(__file__).with_name("mmrec.py").resolve()
         unfinished = out.with_suffix(".part")
         unfinished.unlink(missing_ok=True)
-        command = [sys.executable, str(starter), catalog.name, str(epochs), str(unfinished)]
+        command = [sys.executable, str(starter), model, catalog.name, str(epochs), str(unfinished)]
         subprocess.run(command, cwd=clone / "src", env=one_thread(), check=True)
         unfinished.replace(out)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     best = max(lines, key=lambda line: line["valid"])
     seconds = (statistics.median(line[key] for line in lines) for key in ("train_s", "valid_s"))
-    return Measured("VBPR, MMRec", *seconds, [line["valid"] for line in lines], best["test"])
+    return Measured(f"{model}, MMRec", *seconds, [line["valid"] for line in lines], best["test"])
 
 
 def by_validation(
@@ -188,7 +188,7 @@ def main() -> None:
     catalog = Catalog(arguments.catalog)
     found = [
         ours("VBPR, equal architecture", catalog, SAME_ARCHITECTURE),
-        mmrec(catalog, arguments.mmrec, arguments.epochs),
+        mmrec("VBPR", catalog, arguments.mmrec, arguments.epochs),
         ours("default.yaml", catalog, []),
         weighted_squares(catalog),
         ease(catalog),

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from benchmarks.kernels.floors import GPUS
 from conftest import ROOT
 from uatmc_dist.cli import main
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.mmgcn import MMGCNContent
 from uatmc_dist.models.projectors import ContentModel
-from uatmc_dist.parallel.cost_model import H100_INSTRUCTIONS, Problem, step_cost
+from uatmc_dist.models.vbpr_own_users import OwnUsersContent
+from uatmc_dist.parallel.cost_model import H100_INSTRUCTIONS, step_cost
 from uatmc_dist.parallel.machine import Machine, h100, measured
 from uatmc_dist.parallel.memory_model import fits, memory_per_rank
 from uatmc_dist.parallel.planner import USABLE, candidates, plan, plan_tables, smallest_devices
+from uatmc_dist.parallel.problem import Problem
 
 PHASES = "clean", "adversarial"
 CPU = Machine(
@@ -47,8 +51,17 @@ CPU = Machine(
 )
 MACHINES = [CPU, h100("fp32"), h100("bf16")]
 
+
+def possible(problem: Problem) -> Problem:
+    """mmgcn has neither histories nor a certificate."""
+    if problem.backbone != "mmgcn":
+        return problem
+    return replace(problem, user="row", adversary="uat" if problem.adversary == "certified" else problem.adversary)
+
+
 problems = st.builds(
     Problem,
+    backbone=st.sampled_from(["vbpr", "vbpr_own_users", "mmgcn"]),
     users=st.integers(1, 10**9),
     items=st.integers(2, 10**9),
     interactions=st.integers(1, 10**10),
@@ -62,7 +75,7 @@ problems = st.builds(
     adversary=st.sampled_from(["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]),
     score_precision=st.sampled_from(["fp32", "bf16"]),
     projected_precision=st.sampled_from(["fp32", "bf16"]),
-)
+).map(possible)
 machines, phases = st.sampled_from(MACHINES), st.sampled_from(PHASES)
 
 
@@ -152,9 +165,12 @@ def test_collectives_of_a_step_are_those_that_a_profile_shows():
     assert sum(term.work.collectives for term in step_cost(Problem(1000, 1000, 10_000), CPU, 1).terms) == 0
 
 
-def test_dense_parameters_are_those_of_the_content_model():
-    problem = Problem(10, 10, 10, 20, 12, (16, 12), (12,), embedding_dim=8)
-    model = ContentModel({"visual": 20, "text": 12}, {"visual": [16, 12], "text": [12]}, 8)
+@pytest.mark.parametrize(
+    "backbone, kind", [("vbpr", ContentModel), ("vbpr_own_users", OwnUsersContent), ("mmgcn", MMGCNContent)]
+)
+def test_dense_parameters_are_those_of_the_content_model(backbone, kind):
+    problem = Problem(10, 10, 10, 20, 12, (16, 12), (12,), backbone, embedding_dim=8)
+    model = kind({"visual": 20, "text": 12}, {"visual": [16, 12], "text": [12]}, 8)
     assert problem.dense_parameters("clean") == sum(p.numel() for p in model.parameters())
     model.freeze_projectors()
     assert problem.dense_parameters("adversarial") == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -166,14 +182,21 @@ from pathlib import Path
 from uatmc_dist.config import load_config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.models.linear_fusion import LinearFusion
+from uatmc_dist.models.backbone import backbone
 from uatmc_dist.parallel import process_group
 
 world = process_group.join()
 config = load_config(Path(sys.argv[1]))
 catalog = Catalog(config.catalog)
-model = LinearFusion(catalog, KnownPositives.of_training(catalog), config, world, "adversarial")
-found = {"projected features": sum(rows.nbytes for rows in model._projected)}
+given = catalog, KnownPositives.of_training(catalog), config, world, "adversarial", None, lambda done, total: None
+model = backbone(config.model).training_model(*given)
+rows = model._projected
+found = {"projected features": sum(one.nbytes for one in (rows.values() if isinstance(rows, dict) else rows))}
+if config.model.backbone == "mmgcn":
+    parts = [m for side in (model.graph._of_users, model.graph._of_items) for m in (side._matrix, side._transposed)]
+    found["adjacency and its transpose"] = sum(
+        part.nbytes for m in parts for part in (m.crow_indices(), m.col_indices(), m.values())
+    )
 for table in model.tables:
     state = [entry for of_table in table.optimizer_state().values() for entry in of_table.values()]
     found[f"{table.name} table"] = table.local_weight.nbytes
@@ -185,15 +208,28 @@ process_group.leave()
 """
 
 
-def test_what_a_rank_keeps_is_what_the_classes_keep(write_config):
-    config = write_config(model={"user": "both"})
+@pytest.mark.parametrize("backbone, user", [("vbpr", "both"), ("vbpr_own_users", "row"), ("mmgcn", "row")])
+def test_what_a_rank_keeps_is_what_the_classes_keep(write_config, tiny_catalog, backbone, user):
+    config = write_config(model={"user": user, "backbone": backbone})
+    pairs = len(Catalog(tiny_catalog).split("train")[0])
     done = subprocess.run(
         [sys.executable, "-c", PERSISTENT, str(config)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     kept = json.loads(done.stdout.splitlines()[-1])
-    problem = Problem(230, 203, 1600, 20, 12, (16, 12), (12,), user="both", embedding_dim=8, batch_size=128)
+    problem = Problem(230, 203, pairs, 20, 12, (16, 12), (12,), backbone, user, embedding_dim=8, batch_size=128)
     modelled = sizes(problem, CPU, 1, "adversarial")
+    assert kept.pop("adjacency and its transpose", 0) == pytest.approx(
+        modelled.get("adjacency and its transpose", 0), rel=0.01
+    )
     assert kept == {name: modelled[name] for name in kept}
+
+
+def test_what_mmgcn_keeps_does_not_grow_with_users_times_items():
+    small, large = (
+        sum(sizes(Problem(10**6 * k, 10**5 * k, 10**7 * k, backbone="mmgcn"), CPU, 4, "adversarial").values())
+        for k in (1, 2)
+    )
+    assert large < 2.01 * small
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "rowwise_adagrad", "sgd"])
@@ -268,6 +304,9 @@ def call(monkeypatch, *arguments) -> int:
         ("--device tpu", "--device tpu: h100, cpu are known"),
         ("--device cpu --nodes 2", "--nodes 2: at most 1 (--device cpu is this machine)"),
         ("--objective best", "--objective best: sampled, full_catalog, softmax are known"),
+        ("--backbone gcn", "--backbone gcn: vbpr, vbpr_own_users, mmgcn are known"),
+        ("--backbone mmgcn --user history", "--user history: mmgcn has users of its own kind"),
+        ("--backbone mmgcn --adversary certified", "--adversary certified: mmgcn has no certificate"),
         ("--user nobody", "--user nobody: row, history, both are known"),
         ("--adversary me", "--adversary me: none, noise"),
         ("--score-precision fp8", "--score-precision fp8: fp32, bf16 are known"),

@@ -43,6 +43,7 @@ def plan(
     devices: Annotated[int, typer.Option(help="Devices in all; one rank each.")] = 1,
     nodes: Annotated[int | None, typer.Option(help="Nodes; as few as hold the devices where not given.")] = None,
     device: Annotated[str, typer.Option(help="h100, or cpu: this machine, measured now.")] = "h100",
+    backbone: Annotated[str, typer.Option(help="model.backbone: vbpr, vbpr_own_users or mmgcn.")] = "vbpr",
     user: Annotated[str, typer.Option(help="model.user: row, history or both.")] = "row",
     clean_objective: Annotated[str, typer.Option(help="clean.objective.")] = "sampled",
     objective: Annotated[str, typer.Option(help="adversarial.objective.")] = "full_catalog",
@@ -55,7 +56,7 @@ def plan(
     import json
 
     from uatmc_dist.parallel import planner
-    from uatmc_dist.parallel.cost_model import Problem
+    from uatmc_dist.parallel.problem import Problem
     from uatmc_dist.tables.plan import print_plan
 
     problem = Problem(
@@ -64,6 +65,7 @@ def plan(
         interactions=20 * users if interactions is None else interactions,
         visual_dim=visual_dim,
         text_dim=text_dim,
+        backbone=backbone,  # type: ignore[arg-type]
         user=user,  # type: ignore[arg-type]
         embedding_dim=embedding_dim,
         batch_size=batch,

@@ -3,136 +3,20 @@
 Each term counts what the code of trainer.train_step does on one rank, for the largest block of items; terms run one
 after the other. docs/scaling.md holds the model against measured steps.
 
-    B  pairs of the global batch    N  items    n  active items of a rank    d  embedding_dim    K = 2d    R  ranks
+    B  pairs of the global batch    N  items    n  active items of a rank    d  embedding_dim    R  ranks
+    K  width of an embedding    C  its columns of content
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
-from uatmc_dist.config import (
-    AdversarialConfig,
-    AdversaryName,
-    ModelConfig,
-    Objective,
-    PhaseName,
-    TableOptimizer,
-    TablesConfig,
-    TrainingConfig,
-    UserKind,
-)
+from uatmc_dist.config import PhaseName
+from uatmc_dist.parallel.graph_cost import propagation_work
 from uatmc_dist.parallel.machine import Machine, Precision, Resource
+from uatmc_dist.parallel.problem import FLOAT, INDEX, Problem, Work
 
-FLOAT, INDEX = 4, 8
 # glibc maps what is larger anew (DEFAULT_MMAP_THRESHOLD_MAX), unless the heap happens to have room.
 _ALWAYS_MAPPED = 32 << 20
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Sizes and options that decide what a run costs; names and defaults are those of the configuration."""
-
-    users: int
-    items: int
-    interactions: int
-    """Training pairs."""
-    visual_dim: int = 4096
-    text_dim: int = 384
-    visual_hidden: tuple[int, ...] = tuple(ModelConfig().visual_hidden)
-    text_hidden: tuple[int, ...] = tuple(ModelConfig().text_hidden)
-    user: UserKind = ModelConfig().user
-    embedding_dim: int = ModelConfig().embedding_dim
-    batch_size: int = TrainingConfig().batch_size
-    optimizer: TableOptimizer = TablesConfig().optimizer
-    objective: Objective = AdversarialConfig().objective
-    """Of the phase that is asked about."""
-    adversary: AdversaryName = AdversarialConfig().adversary
-    score_precision: Precision = "fp32"
-    projected_precision: Precision = "fp32"
-
-    @property
-    def width(self) -> int:
-        return 2 * self.embedding_dim
-
-    @property
-    def has_rows(self) -> bool:
-        return self.user != "history"
-
-    @property
-    def has_history(self) -> bool:
-        return self.user != "row"
-
-    @property
-    def history(self) -> float:
-        """Mean number of items that a user has bought; nothing taken off for dropout."""
-        return self.interactions / self.users if self.has_history else 0.0
-
-    @property
-    def perturbs(self) -> bool:
-        return self.adversary not in ("none", "certified")
-
-    @property
-    def ascends(self) -> bool:
-        return self.perturbs and self.adversary != "noise"
-
-    @property
-    def coordinates(self) -> bool:
-        return self.adversary == "uat_mc"
-
-    def rows(self, ranks: int) -> int:
-        """n: items of the largest block that a step touches; for the sampled objective what evenly drawn items of
-        the batch would be, an upper bound of the mean."""
-        if self.objective != "sampled":
-            return -(-self.items // ranks)
-        distinct = self.items * (1 - (1 - 1 / self.items) ** (2 * self.batch_size))
-        return -(-round(distinct) // ranks)
-
-    def layers(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the projectors' linear layers."""
-        widths = (
-            (self.visual_dim, *self.visual_hidden, self.embedding_dim),
-            (self.text_dim, *self.text_hidden, self.embedding_dim),
-        )
-        return [pair for each in widths for pair in pairwise(each)]
-
-    def dense_parameters(self, phase: PhaseName) -> int:
-        """Parameters that train: fusion, and in the clean phase the projectors with their LayerNorms."""
-        fusion = 2 * self.embedding_dim**2 + self.embedding_dim
-        if phase == "adversarial":
-            return fusion
-        norms = 2 * (sum(self.visual_hidden) + sum(self.text_hidden))
-        return fusion + 1 + norms + sum((inputs + 1) * outputs for inputs, outputs in self.layers())
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a term uses up on one rank."""
-
-    score_flops: float = 0.0
-    """Multiplications and additions of the products of the score passes."""
-    dense_flops: float = 0.0
-    """The same of PyTorch's own products: projectors, fusion, coordinate and perturb."""
-    sigmas: float = 0.0
-    """Sigmoids, each an exponential and a reciprocal."""
-    logs: float = 0.0
-    elementwise: float = 0.0
-    """CPU: numbers that a pass over a tile in the cache goes through. GPU: instructions of one lane."""
-    updates: float = 0.0
-    """Floats of embedding rows looked up and updated by the fused optimiser, where that is not bound by memory."""
-    bytes: float = 0.0
-    """Read from and written to memory, by tensors of one row an item or a user."""
-    fresh_bytes: float = 0.0
-    """CPU: of new tensors that the C library takes from the system and gives back, page by page, each time."""
-    feature_bytes: float = 0.0
-    """Raw features read on the host."""
-    ring_bytes: float = 0.0
-    """Sent by this rank in all-reduce, all-gather and reduce-scatter."""
-    exchange_bytes: float = 0.0
-    """Sent by this rank in all-to-all."""
-    collectives: int = 0
-
-    def counts(self) -> dict[str, float]:
-        return {name: amount for name, amount in asdict(self).items() if amount}
 
 
 @dataclass(frozen=True)
@@ -232,9 +116,9 @@ def _priced(name: str, work: Work, machine: Machine, nodes: int) -> Term:
 def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> Iterator[tuple[str, Work]]:
     if phase == "clean":
         problem = replace(problem, adversary="none")
-    n, d, width = problem.rows(ranks), problem.embedding_dim, problem.width
+    n, d, width, columns = problem.rows(ranks), problem.embedding_dim, problem.width, problem.content_width
     batch, share = problem.batch_size, -(-problem.batch_size // ranks)
-    row = d * FLOAT  # a float32 row of an item; two of them are an embedding
+    row, embedding = d * FLOAT, width * FLOAT  # of an item
     passes = 2 if problem.perturbs else 1
 
     if phase == "clean":
@@ -242,15 +126,20 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
         yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
         yield "project", _projection(problem, n)
     others = (ranks - 1) / ranks
-    if problem.has_rows:
-        yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=others)
-    if problem.has_history:
-        yield "pool histories", _pooling(problem, machine, ranks, share, width, elsewhere=others)
-    yield "gather users", _ring(ranks, 2 * batch * width * FLOAT, calls=2)
-    yield "item rows", _lookup(problem, machine, ranks, n, d, elsewhere=0.0)
-    # Forward of a fusion: two products read and written (4), summed (3), joined to the identities (4). Backward:
-    # gradient read for each matrix and the bias, inputs read (5); products of weights alone, the rows are constants.
-    yield "fuse", Work(dense_flops=passes * 8 * n * d**2, bytes=passes * 16 * n * row)
+    if problem.is_graph:
+        own = sum(-(-shape.rows // ranks) * shape.width for shape in problem.tables().values())
+        yield "rows of users and items", _lookup(problem, machine, ranks, own, 1, elsewhere=0.0)
+        yield from propagation_work(problem, ranks)
+    else:
+        if problem.has_rows:
+            yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=others)
+        if problem.has_history:
+            yield "pool histories", _pooling(problem, machine, ranks, share, width, elsewhere=others)
+        yield "item rows", _lookup(problem, machine, ranks, n, d, elsewhere=0.0)
+        # Forward of a fusion: two products read and written (4), summed (3), joined to the identities (4). Backward:
+        # gradient read for each matrix and the bias, inputs read (5); products of weights alone, rows are constants.
+        yield "fuse", Work(dense_flops=passes * 8 * n * d**2, bytes=passes * (6 * d + 10 * columns) * n * FLOAT)
+    yield "gather users", _ring(ranks, 2 * batch * embedding, calls=2)
     yield "score, clean", _scores(problem, machine, n)
     if problem.ascends:
         yield "adversary", _ascent(problem, machine, n)
@@ -263,11 +152,11 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
     # The unit gradients of each pass, scaled (4); those of the adversary once more; added up where items are used
     # more than once (3 each, with the norms'); squares and their gradient (7).
     scaled = passes + problem.ascends
-    yield "row gradients", Work(bytes=(4 * scaled + 3 * passes + 7) * n * row)
+    yield "row gradients", Work(bytes=2 * scaled * n * embedding + (3 * passes + 7) * n * row)
     if machine.is_cpu:
         # Embeddings, unit gradients and scaled gradients of a pass; rows made by fusion, adversary and gradients.
-        embeddings, rows = (2 * passes + scaled) * 2 * n * row, (5 + 3 * passes + 8 * problem.ascends) * n * row
-        fresh = embeddings * (2 * n * row > _ALWAYS_MAPPED) + rows * (n * row > _ALWAYS_MAPPED)
+        embeddings, rows = (2 * passes + scaled) * n * embedding, (5 + 3 * passes + 8 * problem.ascends) * n * row
+        fresh = embeddings * (n * embedding > _ALWAYS_MAPPED) + rows * (n * row > _ALWAYS_MAPPED)
         yield "new pages", Work(fresh_bytes=fresh)
     if phase == "clean":
         yield "align modalities", _alignment(problem, ranks)
@@ -354,34 +243,39 @@ def _scores(problem: Problem, machine: Machine, n: int) -> Work:
 
 def _hvp(problem: Problem, machine: Machine, n: int) -> Work:
     """Scores and their change along omega, then gradients of the content half; one sweep everywhere."""
-    batch, width, d = problem.batch_size, problem.width, problem.embedding_dim
+    batch, width, columns = problem.batch_size, problem.width, problem.content_width
     if problem.objective == "sampled":
-        return Work(bytes=20 * batch * d * FLOAT, sigmas=batch)
+        return Work(bytes=20 * batch * columns * FLOAT, sigmas=batch)
     scores = batch * n
-    rows = (batch * width + n * (width + 2 * d)) * FLOAT
+    rows = (batch * width + n * (width + 2 * columns)) * FLOAT
     passes = 4 if machine.is_cpu else _instructions(problem)[2]  # two starts of a product, sigma's slope, its sum
     if problem.objective == "softmax":  # the sum, the mean change, then the product itself
-        flops, sweeps = 2 * scores * (3 * width + 3 * d), 3
+        flops, sweeps = 2 * scores * (3 * width + 3 * columns), 3
         return Work(
             score_flops=flops, sigmas=sweeps * scores, elementwise=sweeps * passes * scores, bytes=sweeps * rows
         )
-    return Work(score_flops=2 * scores * (width + 2 * d), sigmas=scores, elementwise=passes * scores, bytes=rows)
+    return Work(score_flops=2 * scores * (width + 2 * columns), sigmas=scores, elementwise=passes * scores, bytes=rows)
 
 
 def _ascent(problem: Problem, machine: Machine, n: int) -> Work:
     """The rows' part of the adversary: coordinate, perturb, and adding what they give."""
-    d = problem.embedding_dim
-    row = d * FLOAT
+    d, columns = problem.embedding_dim, problem.content_width
+    if problem.is_graph:  # both gradients made steps (8), which are added (6)
+        return Work(bytes=14 * n * d * FLOAT, elementwise=8 * n * d if machine.is_cpu else 0)
     # g made contiguous (2); perturb reads g, v, t and writes both deltas (5); both are added (6).
-    work = Work(dense_flops=4 * n * d**2, bytes=13 * n * row, elementwise=8 * n * d if machine.is_cpu else 0)
+    work = Work(
+        dense_flops=4 * n * d * columns,
+        bytes=(10 * d + 3 * columns) * n * FLOAT,
+        elementwise=8 * n * d if machine.is_cpu else 0,
+    )
     if not problem.coordinates:
         return work
     # coordinate reads g and writes omega (2); omega is scaled (2), HVP divided (2) and added to g (3).
     return replace(
         work,
-        dense_flops=work.dense_flops + 8 * n * d**2,
-        bytes=work.bytes + 9 * n * row,
-        elementwise=work.elementwise + (16 * n * d if machine.is_cpu else 0),
+        dense_flops=work.dense_flops + 8 * n * d * columns,
+        bytes=work.bytes + 9 * n * columns * FLOAT,
+        elementwise=work.elementwise + (16 * n * columns if machine.is_cpu else 0),
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from uatmc_dist.config import PhaseName
-from uatmc_dist.parallel.cost_model import FLOAT, INDEX, Problem
+from uatmc_dist.parallel.graph_cost import adjacency_bytes, gathered_floats, kept_floats
 from uatmc_dist.parallel.machine import GIB, Machine
+from uatmc_dist.parallel.problem import FLOAT, INDEX, Problem
 from uatmc_kernels.tiled import tile_width
 
 Place = Literal["device", "host"]
@@ -35,35 +36,31 @@ def memory_per_rank(
     """Components of the rank with the largest blocks, at the peak of a step of that phase."""
     if phase == "clean":
         problem = replace(problem, adversary="none")
-    users, block = -(-problem.users // ranks), -(-problem.items // ranks)
+    block = -(-problem.items // ranks)
     n, d, width, batch = problem.rows(ranks), problem.embedding_dim, problem.width, problem.batch_size
     state_of = {"adagrad": lambda dim: dim, "rowwise_adagrad": lambda dim: 1, "sgd": lambda dim: 0}[problem.optimizer]
     dense = problem.dense_parameters("clean") + 3 * problem.dense_parameters(phase)  # weights, gradients, two moments
     found: list[tuple[str, Place, float]] = [
         *(
-            (
-                ("user table", "device", users * width * FLOAT),
-                ("user table, optimiser state", "device", users * state_of(width) * FLOAT),
+            component
+            for name, shape in problem.tables().items()
+            for component in (
+                (f"{name} table", "device", -(-shape.rows // ranks) * shape.width * FLOAT),
+                (f"{name} table, optimiser state", "device", -(-shape.rows // ranks) * state_of(shape.width) * FLOAT),
             )
-            if problem.has_rows
-            else ()
         ),
-        *(
-            (
-                ("history table", "device", block * width * FLOAT),
-                ("history table, optimiser state", "device", block * state_of(width) * FLOAT),
-            )
-            if problem.has_history
-            else ()
-        ),
-        ("item table", "device", block * d * FLOAT),
-        ("item table, optimiser state", "device", block * state_of(d) * FLOAT),
         ("dense part with AdamW", "device", dense * FLOAT),
-        ("rows of items in a step", "device", _row_floats(problem) * n * d * FLOAT),
+        ("rows of items in a step", "device", _row_floats(problem) * n * FLOAT),
         ("rows of users in a step", "device", _user_rows(problem, ranks) * batch * width * FLOAT),
         ("indices of lookups", "device", _INDICES_PER_ROW * (n + -(-batch // ranks) * (1 + problem.history))),
         ("buffers of the score passes", "device", _score_buffers(problem, machine)),
     ]
+    if problem.is_graph:
+        found += [
+            ("adjacency and its transpose", "device", adjacency_bytes(problem, ranks)),
+            ("convolutions, kept for their gradients", "device", kept_floats(problem, ranks) * FLOAT),
+            ("rows of all users and items, gathered", "device", gathered_floats(problem) * FLOAT),
+        ]
     if phase == "adversarial":
         size = 2 if problem.projected_precision == "bf16" else FLOAT
         found.append(("projected features", "device", 2 * block * d * size))
@@ -96,16 +93,17 @@ def fits(components: list[Component], machine: Machine, usable: float) -> bool:
 
 
 def _row_floats(problem: Problem) -> float:
-    """Tensors of n x d float32 numbers that are alive together, early in the backward pass."""
-    # Identity, content, [identity, content] (2), unit gradients of the clean pass (2), gradients being made (2).
-    alive = 8.0
+    """float32 numbers by item that are alive together, early in the backward pass."""
+    d, width = problem.embedding_dim, problem.width
+    # Identity, content, the embedding, unit gradients of the clean pass, gradients being made.
+    alive = d + problem.content_width + 3 * width
     if problem.perturbs:
-        # Both moved rows (2), the perturbed embedding (2) and its unit gradients (2).
-        alive += 6
+        # Both moved rows, the perturbed embedding and its unit gradients.
+        alive += 2 * d + 2 * width
     if problem.projected_precision == "bf16":
-        alive += 2  # both rows in float32, for the length of the step
+        alive += 2 * d  # both rows in float32, for the length of the step
     if problem.score_precision == "bf16":
-        alive += 2  # embeddings and gradients in bfloat16 beside those in float32
+        alive += width  # embeddings and gradients in bfloat16 beside those in float32
     return alive
 
 
@@ -132,5 +130,5 @@ def _projection_floats(problem: Problem) -> float:
     of the widest layer come when the other tensors of a row are gone: only what they need beyond those counts."""
     hidden = (*problem.visual_hidden, *problem.text_hidden)
     raw = problem.visual_dim + problem.text_dim
-    beyond = max(0.0, 2 * max(hidden, default=0) - _row_floats(problem) * problem.embedding_dim)
+    beyond = max(0.0, 2 * max(hidden, default=0) - _row_floats(problem))
     return raw + 2 * sum(hidden) + 4 * problem.embedding_dim + beyond

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from uatmc_dist.config import AdversaryName, Objective, PhaseName, UserKind
+from uatmc_dist.config import AdversaryName, BackboneName, Objective, PhaseName, UserKind
 from uatmc_dist.errors import UserError
-from uatmc_dist.parallel.cost_model import Problem, StepCost, step_cost
+from uatmc_dist.parallel.cost_model import StepCost, step_cost
 from uatmc_dist.parallel.machine import Machine, Precision, h100, measured_with_ranks
 from uatmc_dist.parallel.memory_model import Component, fits, memory_per_rank, total
+from uatmc_dist.parallel.problem import Problem
 
 USABLE = 0.9
 """Share of a memory that a plan may fill: allocators leave gaps."""
@@ -179,6 +180,7 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
         "device": (device, ("h100", "cpu")),
         "clean-objective": (clean_objective, get_args(Objective)),
         "user": (problem.user, get_args(UserKind)),
+        "backbone": (problem.backbone, get_args(BackboneName)),
         "objective": (problem.objective, get_args(Objective)),
         "adversary": (problem.adversary, get_args(AdversaryName)),
         "score-precision": (problem.score_precision, get_args(Precision)),
@@ -187,6 +189,11 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
     for option, (name, known) in choices.items():
         if name not in known:
             raise UserError(f"--{option} {name}: {', '.join(known)} are known")
+    if problem.is_graph:
+        if problem.user != "row":
+            raise UserError(f"--user {problem.user}: mmgcn has users of its own kind; leave it out")
+        if problem.adversary == "certified":
+            raise UserError("--adversary certified: mmgcn has no certificate; give another, such as uat")
     for option, (value, least, most) in limits.items():
         if value < least:
             raise UserError(f"--{option} {value}: at least {least} is needed")
@@ -231,11 +238,7 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
             """TorchRec names row-wise bags on GPUs alone; they run on CPUs, too (models/tables.py)."""
             return [ShardingType.ROW_WISE.value]
 
-    sizes = {"item": (problem.items, problem.embedding_dim)}
-    if problem.has_rows:
-        sizes["user"] = problem.users, problem.width
-    if problem.has_history:
-        sizes["history"] = problem.items, problem.width
+    sizes = {name: (shape.rows, shape.width) for name, shape in problem.tables().items()}
 
     def collection(name: str) -> torch.nn.Module:
         rows, dim = sizes[name]
@@ -270,8 +273,10 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
         ),
     )
     share = -(-problem.batch_size // devices)
-    looked_up = {"user": share, "history": share, "item": problem.rows(devices)}
-    per_bag = {"user": 1.0, "history": problem.history, "item": 1.0}
+    looked_up = dict.fromkeys(sizes, share) | {"item": problem.rows(devices)}
+    if problem.is_graph:  # all of its own rows, at every step
+        looked_up = {name: -(-rows // devices) for name, (rows, _) in sizes.items()}
+    per_bag = dict.fromkeys(sizes, 1.0) | {"history": problem.history}
     planner = EmbeddingShardingPlanner(
         topology=topology,
         constraints={

@@ -1,4 +1,5 @@
-"""Starts MMRec's VBPR from a clone of MMRec and measures it from outside; run by benchmarks.peers, in MMRec's src/.
+"""Starts one of MMRec's models from a clone of it and measures it from outside; run by benchmarks.peers, in MMRec's
+src/.
 
 Writes a line of JSON an epoch: train_s, valid_s (full ranking of the validation users) and both Recall@20.
 """
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 
+OWN: dict[str, dict[str, Any]] = {"VBPR": {}, "MMGCN": {"learning_rate": [0.001]}}
+"""What its files leave to a search."""
 
-def main(name: str, epochs: str, out: str) -> None:
+
+def main(model: str, name: str, epochs: str, out: str) -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, os.getcwd())
     from common.trainer import Trainer  # MMRec's
@@ -44,7 +48,7 @@ def main(name: str, epochs: str, out: str) -> None:
     Trainer._train_epoch, Trainer.evaluate = timed_epoch, timed_evaluation
     never = 10**6
     options = {"use_gpu": False, "gpu_id": 0, "epochs": int(epochs), "stopping_step": never}
-    quick_start(model="VBPR", dataset=name, config_dict={**options, "reg_weight": [0.01], "seed": [999]})
+    quick_start(model=model, dataset=name, config_dict={**options, "reg_weight": [0.01], "seed": [999], **OWN[model]})
 
 
 if __name__ == "__main__":
