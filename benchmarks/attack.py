@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import append, device_name
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.attacks.base import best_of
 from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.config import load_config
@@ -28,7 +28,7 @@ def at_once(scene: Scene, epsilons: list[float]) -> torch.Tensor:
     """Exact hits after the attack, [radii, targets]."""
     hits = []
     for epsilon in epsilons:
-        budget = Budget(epsilon, "linf")
+        budget = Ball(epsilon, "linf")
         deltas = best_of(scene.targets, PGD(10)(scene.targets, budget, generator(0)))
         hits.append(scene.hits(scene.moved(deltas, budget)))
     return torch.stack(hits)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.models.objectives import FullCatalog
@@ -27,7 +27,7 @@ class AdversarialStep:
         self.v_nd, self.t_nd = unit(num_items, dim), unit(num_items, dim)
         shapes = ((num_pairs, 2 * dim), (num_items, dim), (dim, dim), (dim, dim), (dim,))
         self.trained = [normal(*shape).requires_grad_() for shape in shapes]
-        self.rule = AscentRule(Budget(0.1, "l2"), 1, 4.0, num_items)
+        self.rule = AscentRule(Ball(0.1, "l2"), 1, 4.0, num_items)
 
     def ours(self) -> list[torch.Tensor]:
         users_BK, identity_nd, w_v, w_t, bias = self.trained

@@ -175,6 +175,9 @@ class AdversarialConfig(Section):
     scores, from the second of at least two steps on. conditional_gradient: both, each of at least two steps to the
     furthest point along the newest gradient, so that the modalities are coordinated without a lambda. certified: no
     perturbation; every negative's score is raised by the most that the budget can add for the user, in one pass."""
+    budget: Literal["ball", "any_content"] = "ball"
+    """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: replace it by any
+    row of length 1, whatever photo or text; epsilon and norm do not matter then."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row."""
     norm: Literal["l2", "linf"] = "l2"
@@ -259,6 +262,8 @@ class AttackConfig(Section):
     of that half-width; with norm l2 the smallest ball around the box, larger by the square root of the width."""
     epsilons: list[Rate] = [0.025, 0.05, 0.075, 0.1]
     """Radii of the perturbation, as shares of the L2 norm of the projected feature row."""
+    any_content: bool = True
+    """Besides, let the targets' rows become any rows of length 1: any photo and any text, without an epsilon."""
     num_targets: Positive = 100
     """Target items a seed, for each stratum (random, cold and popular items)."""
     seeds: list[Count] = list(range(1, 11))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.evaluation.scenes import Bars, Scene
 from uatmc_dist.evaluation.stage import lengths
@@ -58,7 +58,7 @@ def scene(model: RandomModel, k: int, anchors=None, items=None, surrogate=None) 
 
 
 BUDGETS = {
-    f"{norm}-{definition}": lambda epsilon, dim, norm=norm, definition=definition: Budget.of_attack(
+    f"{norm}-{definition}": lambda epsilon, dim, norm=norm, definition=definition: Ball.of_attack(
         epsilon, norm, definition, dim
     )
     for norm in ("linf", "l2")

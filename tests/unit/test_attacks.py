@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.random_model import BUDGETS, RandomModel, scene
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.base import best_of
 from uatmc_dist.attacks.coordinated import _hvp
@@ -89,9 +89,9 @@ def test_perturbations_stay_in_the_ball_and_do_not_touch_the_model(name, budget_
 
 
 def test_the_budgets_differ_by_the_square_root_of_the_width_in_l2():
-    assert Budget.of_attack(0.1, "l2", "training", 64) == Budget(0.1, "l2")
-    assert Budget.of_attack(0.1, "l2", "paper", 64).epsilon == pytest.approx(0.8)
-    assert Budget.of_attack(0.1, "linf", "paper", 64) == Budget.of_attack(0.1, "linf", "training", 64)
+    assert Ball.of_attack(0.1, "l2", "training", 64) == Ball(0.1, "l2")
+    assert Ball.of_attack(0.1, "l2", "paper", 64).epsilon == pytest.approx(0.8)
+    assert Ball.of_attack(0.1, "linf", "paper", 64) == Ball.of_attack(0.1, "linf", "training", 64)
 
 
 def test_fgsm_and_pgd_follow_the_published_protocol_step_by_step():
@@ -107,26 +107,26 @@ def test_fgsm_and_pgd_follow_the_published_protocol_step_by_step():
         ]
 
     truth = list(targets.zeros())
-    (ours,) = FGSM()(targets, Budget(epsilon, "linf"), generator())
+    (ours,) = FGSM()(targets, Ball(epsilon, "linf"), generator())
     torch.testing.assert_close(list(ours), ascend(truth, 10.0, epsilon), rtol=1e-5, atol=1e-6)
     for _ in range(10):
         truth = ascend(truth, 1.0, 1.25 * epsilon / 10)
-    (ours,) = PGD(10)(targets, Budget(epsilon, "linf"), generator())
+    (ours,) = PGD(10)(targets, Ball(epsilon, "linf"), generator())
     torch.testing.assert_close(list(ours), truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "exact_group", "exact_user", "coordinated", "anti_aligned"])
 def test_batched_targets_equal_one_at_a_time(name):
-    together = list(SUITE[name](problem().targets, Budget(0.1, "l2"), generator()))
+    together = list(SUITE[name](problem().targets, Ball(0.1, "l2"), generator()))
     for index, item in enumerate(range(0, ITEMS, 9)):
         alone = scene(RandomModel(USERS, ITEMS, D), K, range(0, USERS, 2), [item]).targets
-        for ours, truth in zip(together, SUITE[name](alone, Budget(0.1, "l2"), generator()), strict=True):
+        for ours, truth in zip(together, SUITE[name](alone, Ball(0.1, "l2"), generator()), strict=True):
             torch.testing.assert_close(ours[0][index : index + 1], truth[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_auto_pgd_beats_the_others_on_average(norm):
-    drawn, budget = problem(), Budget(0.3, norm)
+    drawn, budget = problem(), Ball(0.3, norm)
     hits = {}
     for name in ("fgsm", "pgd", "apgd", "square"):
         best = best_of(drawn.targets, SUITE[name](drawn.targets, budget, generator()))
@@ -138,7 +138,7 @@ def test_auto_pgd_beats_the_others_on_average(norm):
 def test_exact_user_is_the_optimum_over_all_corners_of_the_box():
     dim = 3
     drawn = scene(RandomModel(1, 40, dim), 5)
-    (deltas,) = ExactUser()(drawn.targets, Budget(0.2, "linf"), generator())
+    (deltas,) = ExactUser()(drawn.targets, Ball(0.2, "linf"), generator())
     ours = (drawn.targets.users_AK @ drawn.targets.items(*deltas).T).squeeze(0)
     corners = 0.2 * torch.tensor(list(itertools.product((-1.0, 1.0), repeat=2 * dim)))
     scores = torch.stack([drawn.targets.users_AK @ drawn.targets.items(c[:dim], c[dim:]).T for c in corners])
@@ -146,7 +146,7 @@ def test_exact_user_is_the_optimum_over_all_corners_of_the_box():
 
 
 def test_exact_group_has_the_best_mean_margin():
-    drawn, budget = problem(), Budget(0.2, "l2")
+    drawn, budget = problem(), Ball(0.2, "l2")
 
     def mean_score(deltas):
         return (drawn.targets.users_AK @ drawn.targets.items(*deltas).T).mean(0)
@@ -159,7 +159,7 @@ def test_exact_group_has_the_best_mean_margin():
 
 def test_transfer_replays_what_worked_best_on_the_surrogate():
     surrogate = problem(seed=3).targets
-    attack, budget = APGD(6, 2), Budget(0.2, "linf")
+    attack, budget = APGD(6, 2), Ball(0.2, "linf")
     (replayed,) = Transfer(attack)(problem(surrogate=surrogate).targets, budget, generator())
     truth = best_of(surrogate, attack(surrogate, budget, generator()))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(replayed, truth, strict=True))
@@ -169,7 +169,7 @@ def test_transfer_replays_what_worked_best_on_the_surrogate():
 def test_hits_and_ranks_equal_a_ranking_of_the_perturbed_catalog():
     model = RandomModel(USERS, ITEMS, D)
     items = torch.arange(0, ITEMS, 9)
-    drawn, budget = scene(model, K, items=items), Budget(0.3, "linf")
+    drawn, budget = scene(model, K, items=items), Ball(0.3, "linf")
     moved_TK = drawn.moved(best_of(drawn.targets, PGD()(drawn.targets, budget, generator())), budget)
     assert drawn.bars.ks == (10, 20, 50, 100)
     ranks = drawn.mean_ranks([drawn.clean_TK, moved_TK])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.adversary.defenses import Problem
 from uatmc_dist.adversary.user_space import sum_of_user_cosines
@@ -82,7 +82,7 @@ def deltas_of(adversary, linear: LinearView, step=0):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_closed_form_equals_double_differentiation(objective, steps, adv_align_weight, conditional, norm, own_users):
     view, loss = problem(objective, own_users=own_users)
-    rule = AscentRule(Budget(0.3, norm), steps, adv_align_weight, ITEMS, conditional_gradient=conditional)
+    rule = AscentRule(Ball(0.3, norm), steps, adv_align_weight, ITEMS, conditional_gradient=conditional)
     ours = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
     truths = general_form(loss, view.v_nd, view.t_nd, rule)
     for delta, truth, row in zip(ours, truths, (view.v_nd, view.t_nd), strict=True):
@@ -115,7 +115,7 @@ def test_the_adversary_raises_the_loss_and_coordination_raises_the_alignment():
     view, loss = problem("full_catalog")
 
     def loss_and_alignment(adv_align_weight):
-        rule = AscentRule(Budget(0.05, "l2"), 1, adv_align_weight, ITEMS)
+        rule = AscentRule(Ball(0.05, "l2"), 1, adv_align_weight, ITEMS)
         delta_v, delta_t = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
         leaves = [delta_v.requires_grad_(), delta_t.requires_grad_()]
         value = loss(view.v_nd + leaves[0], view.t_nd + leaves[1])
@@ -136,7 +136,7 @@ def test_no_step_of_conditional_gradient_lowers_the_loss(objective, norm):
         view, loss = problem(objective, seed)
         values = [loss(view.v_nd, view.t_nd)]
         for steps in range(1, 6):
-            rule = AscentRule(Budget(0.5, norm), steps, 0.0, ITEMS, conditional_gradient=True)
+            rule = AscentRule(Ball(0.5, norm), steps, 0.0, ITEMS, conditional_gradient=True)
             deltas = closed_form(view, rule, view.items(), view.content_gradient(view.items()))
             values.append(loss(view.v_nd + deltas[0], view.t_nd + deltas[1]))
         assert all(after >= before - 1e-12 for before, after in pairwise(map(float, values))), values
@@ -199,12 +199,29 @@ def test_alignment_in_user_space_and_its_gradient_equal_automatic_differentiatio
         torch.testing.assert_close(slope[4:], truth[4:], rtol=1e-6, atol=1e-7)
 
 
+def test_small_weights_and_shifts_do_not_vanish():
+    """In float32, as a trained model has them: weights of 1e-20 and shifts of 1e-12 say the same as weights and shifts
+    of 1, and so do their slopes, times 1e12."""
+    generator = torch.Generator().manual_seed(3)
+    users, items, along_v, along_t = (torch.randn(n, 4, generator=generator) for n in (6, 5, 5, 5))
+    weights_Bn = torch.rand(6, 5, generator=generator)
+    found = []
+    for weight, size in ((1.0, 1.0), (1e-20, 1e-12)):
+        clean = Scored(users, torch.zeros_like(items))  # scores of 0, to which small shifts add
+        moved = [(size * rows).requires_grad_() for rows in (along_v, along_t)]
+        given = iter([(slice(0, 5), weight * weights_Bn)])
+        total = sum_of_user_cosines(clean, *(Scored(users, rows) for rows in moved), given)
+        found.append((total.detach(), *(size * slope for slope in torch.autograd.grad(total, moved))))
+    for ours, truth in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_coordination_in_user_space_begins_with_the_second_step(objective):
     view, _ = problem(objective, own_users=True)
 
     def reached(adv_align_weight, steps):
-        rule = AscentRule(Budget(0.3, "l2"), steps, adv_align_weight, ITEMS, space="users")
+        rule = AscentRule(Ball(0.3, "l2"), steps, adv_align_weight, ITEMS, space="users")
         return closed_form(view, rule, view.items(), view.content_gradient(view.items()))
 
     assert torch.equal(reached(0.0, 1)[0], reached(10.0, 1)[0])

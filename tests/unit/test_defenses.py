@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 from tests.unit.random_model import content_model
 from tests.unit.test_coordination import ITEMS, OBJECTIVES, D, SeenView, deltas_of, problem
-from uatmc_dist.adversary.budget import Budget, worst_case_bonus
+from uatmc_dist.adversary.budget import Ball, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, closed_form
-from uatmc_dist.adversary.defenses import Noise, Problem, adversary, certified_bonus
+from uatmc_dist.adversary.defenses import Noise, Problem, adversary, certified_loss
 from uatmc_dist.config import AdversarialConfig
+from uatmc_dist.models.backbone import LinearContent, Scored
 from uatmc_dist.seeding import normal_rows
 
 
@@ -18,7 +19,7 @@ def test_the_worst_case_bonus_is_attained_and_never_passed(norm):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     h_Ad, w_v, w_t = normal(40, D), normal(D, D), normal(D, D)
-    visual, text = Budget(0.2, norm), Budget(0.3, norm)
+    visual, text = Ball(0.2, norm), Ball(0.3, norm)
     bonus_A = worst_case_bonus(h_Ad, w_v, w_t, visual, text)
     rows = F.normalize(normal(40, D), dim=1)
     zero = torch.zeros_like(rows)
@@ -62,15 +63,44 @@ def test_the_handicap_raises_the_score_of_every_negative(objective):
     torch.testing.assert_close(ours, truth)
 
 
-def test_the_certified_bonus_differentiates_into_users_and_fusion():
-    dense = content_model(D)
-    users_BK = torch.randn(6, 2 * D, requires_grad=True)
-    config = AdversarialConfig(adversary="certified", epsilon=0.2)
-    view = SeenView(problem("full_catalog")[0])
-    view.clean = view.clean._replace(users_BK=users_BK)
-    view.linear = view.linear._replace(w_v=dense.w_v, w_t=dense.w_t)
-    certified_bonus(config, view).sum().backward()
-    assert users_BK.grad is not None and not users_BK.grad[:, :D].any() and users_BK.grad[:, D:].all(dim=1).all()
+@pytest.mark.parametrize("objective", ["sampled", "full_catalog", "softmax"])
+@pytest.mark.parametrize("budget", ["ball", "any_content"])
+def test_the_certified_loss_is_that_of_negatives_raised_as_far_as_can_be(objective, budget):
+    view, _ = problem(objective)
+    batch = view.batch
+    dense = content_model(D).double()
+    for weight in dense.fusions():
+        torch.nn.init.normal_(weight)
+    seen = SeenView(view)
+    users_BK = seen.clean.users_BK.detach().clone().requires_grad_()
+    content_nC = view.v_nd @ dense.w_v.T + view.t_nd @ dense.w_t.T + dense.bias
+    seen.clean = Scored(users_BK, torch.cat([view.identity_nd, content_nC], dim=1))
+    seen.linear = LinearContent(view.identity_nd, content_nC, *dense.fusion())
+    config = AdversarialConfig(adversary="certified", epsilon=0.2, budget=budget)
+    ours = certified_loss(config, Problem(view.objective, batch, view.rows, seen))
+    h = users_BK[:, D:]
+    scores_Bn = users_BK @ seen.clean.items_nK.T
+    along = (h @ dense.w_v, view.v_nd), (h @ dense.w_t, view.t_nd)
+    if budget == "ball":
+        raised_Bn = scores_Bn + 0.2 * sum(directions.norm(dim=1, keepdim=True) for directions, _ in along)
+    else:
+        raised_Bn = scores_Bn + sum(
+            directions.norm(dim=1, keepdim=True) - directions @ rows.T for directions, rows in along
+        )
+    index_B = view.rows.index_of(batch.positives_B)
+    excess_Bn = raised_Bn - scores_Bn.gather(1, index_B[:, None])
+    if objective == "sampled":
+        negatives_B = view.rows.index_of(batch.negatives_B)
+        truth = F.softplus(excess_Bn.gather(1, negatives_B[:, None])).mean()
+    else:
+        kept_Bn = torch.ones_like(excess_Bn).scatter(1, index_B[:, None], 0.0)
+        if objective == "softmax":
+            truth = torch.log1p((excess_Bn.exp() * kept_Bn).sum(1)).mean()
+        else:
+            truth = (F.softplus(excess_Bn) * kept_Bn).sum() / kept_Bn.sum()
+    torch.testing.assert_close(ours, truth)
+    ours.backward()
+    assert users_BK.grad is not None and users_BK.grad[:, D:].any(dim=1).all()
     assert dense.w_v.grad is not None and dense.w_v.grad.any() and dense.visual[0].weight.grad is None
     assert adversary(config, ITEMS, 0) is None
 
@@ -85,14 +115,14 @@ def test_a_single_modality_leaves_the_other_alone(name, still, steps):
     deltas = deltas_of(adversary(config, ITEMS, 0), view)
     assert not deltas[still].any() and deltas[1 - still].any(dim=1).all()
     if steps == 1:  # the moved one is what both modalities together would do
-        both = closed_form(view, AscentRule(Budget(0.2, "l2"), 1, 0.0, ITEMS), items_nK, gradient)
+        both = closed_form(view, AscentRule(Ball(0.2, "l2"), 1, 0.0, ITEMS), items_nK, gradient)
         torch.testing.assert_close(deltas[1 - still], both[1 - still])
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_noise_has_full_length_a_direction_of_its_own_for_each_step_and_needs_no_gradient(norm):
     view, _ = problem("full_catalog")
-    noise = Noise(Budget(0.2, norm), seed=3, weight=1.0)
+    noise = Noise(Ball(0.2, norm), seed=3, weight=1.0)
     problem_of_noise = Problem(view.objective, view.batch, view.rows, SeenView(view))
     steps = [noise(problem_of_noise, torch.tensor(0.0), step) for step in (0, 1)]  # a loss without a graph
     for deltas in steps:

@@ -80,7 +80,7 @@ def test_cosines_and_rises_equal_autograd(pairs):
             assert entry["rise"][name] == pytest.approx(rise, rel=5e-3, abs=1e-6)
         if pairs.model.is_linear:  # the loss is convex in delta, so that no full step lowers it
             rise = entry["rise"]
-            full = [rise["uat"], rise["conditional_gradient, 2 steps"], rise["conditional_gradient, 3 steps"]]
+            full = [rise["uat"], rise["conditional_gradient x2"], rise["conditional_gradient x3"]]
             assert full == sorted(full)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.random_mmgcn import ITEMS, USERS, D, RandomMMGCN
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.adversary.coordination import AscentRule, general_form
 from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.fgsm import FGSM
@@ -76,7 +76,7 @@ def bpr(model: RandomMMGCN):
 
 def test_lambda_has_an_effect_and_the_clean_pass_can_be_reused():
     model = RandomMMGCN()
-    loss, budget = bpr(model), Budget(0.1, "l2")
+    loss, budget = bpr(model), Ball(0.1, "l2")
     found = {}
     for weight in (0.0, 4.0):
         rule = AscentRule(budget, 2, weight, ITEMS)
@@ -163,7 +163,7 @@ def test_attacks_climb_and_stay_in_the_ball(attack, norm, others_held):
     model = RandomMMGCN(seed=2)
     state = CleanState(model)
     targets = GraphTargets.of(state, torch.arange(USERS), torch.arange(0, ITEMS, 3), K, others_held)
-    budget = Budget(0.5, norm)
+    budget = Ball(0.5, norm)
     before = targets.evaluate(targets.zeros(), SoftRank(0.5)).value_T.mean()
     candidates = list(attack(targets, budget, torch.Generator().manual_seed(0)))
     values = torch.stack([targets.evaluate(deltas, SoftRank(0.5)).value_T for deltas in candidates])

@@ -1,8 +1,8 @@
-"""The epsilon ball around a feature row: one definition for training and attack."""
+"""What a perturbation of a feature row may do: one definition for training, attack and certificate."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
@@ -14,15 +14,45 @@ Deltas = tuple[torch.Tensor, torch.Tensor]
 """Perturbations of the visual and the textual rows."""
 
 
+class Budget(Protocol):
+    """Of rows [n, d] and perturbations of them, row by row."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the row that comes is bounded, instead of how far it may lie from the one that was there."""
+        ...
+
+    def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
+        """The most that perturbing a UNIT row can add to <row, direction>, or, where rows are replaced, that
+        <row, direction> can come to, [n]. `ascend` from zero with step 1 attains it. Differentiable."""
+        ...
+
+    def gain(self, directions_Ad: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        """The most that perturbing each row can add to <row, direction>, [A, n]."""
+        ...
+
+    def project(self, delta_nd: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        """The nearest perturbation that is allowed."""
+        ...
+
+    def ascend(
+        self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
+    ) -> torch.Tensor:
+        """One step along the normalised gradient; step 1 goes as far as is allowed. `step` may be [n, 1]. A row with a
+        zero gradient stays where it is."""
+        ...
+
+
 @dataclass(frozen=True)
-class Budget:
-    """|delta_j| <= epsilon ||row_j||_2, measured in `norm`; rows [n, d]."""
+class Ball:
+    """|delta_j| <= epsilon ||row_j||_2, measured in `norm`."""
 
     epsilon: float
     norm: Norm
+    replaces: ClassVar[bool] = False
 
     @classmethod
-    def of_attack(cls, epsilon: float, norm: Norm, definition: Definition, dim: int) -> "Budget":
+    def of_attack(cls, epsilon: float, norm: Norm, definition: Definition, dim: int) -> "Ball":
         """The ball of an attack on rows of width `dim`.
 
         training: epsilon means what it means in training, a radius of epsilon ||row||_2 in either norm.
@@ -35,12 +65,13 @@ class Budget:
         return self.epsilon * rows_nd.norm(dim=1, keepdim=True)
 
     def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
-        """The most that a perturbation of a UNIT row can add to <row, direction>, [n]: epsilon times the dual norm
-        (L1 for linf). `ascend` from zero with step 1 attains it. Differentiable."""
+        """Epsilon times the dual norm (L1 for linf)."""
         return self.epsilon * directions_nd.norm(p=1 if self.norm == "linf" else 2, dim=1)
 
+    def gain(self, directions_Ad: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        return self.most(directions_Ad)[:, None] * rows_nd.norm(dim=1)
+
     def project(self, delta_nd: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
-        """The nearest point of the ball."""
         radius = self.radius(rows_nd)
         if self.norm == "linf":
             return torch.minimum(torch.maximum(delta_nd, -radius), radius)
@@ -50,14 +81,45 @@ class Budget:
     def ascend(
         self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
     ) -> torch.Tensor:
-        """One step of length step x radius along the normalised gradient (its sign for linf), then back into
-        the ball. `step` may be [n, 1]. A row with a zero gradient stays where it is."""
-        if self.norm == "linf":
-            direction_nd = gradient_nd.sign()
-        else:
-            length = gradient_nd.norm(dim=1, keepdim=True)
-            direction_nd = gradient_nd / length.masked_fill(length == 0, float("inf"))
+        """A step of length step x radius (its sign for linf), then back into the ball."""
+        direction_nd = gradient_nd.sign() if self.norm == "linf" else _unit(gradient_nd)
         return self.project(delta_nd + step * self.radius(rows_nd) * direction_nd, rows_nd)
+
+
+@dataclass(frozen=True)
+class AnyContent:
+    """The row may become any row of length 1: whatever photo or text, through whatever encoder (docs/algorithm.md,
+    section 7.1). It has no epsilon and no norm."""
+
+    replaces: ClassVar[bool] = True
+
+    def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
+        return directions_nd.norm(dim=1)
+
+    def gain(self, directions_Ad: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        return self.most(directions_Ad)[:, None] - directions_Ad @ rows_nd.T
+
+    def project(self, delta_nd: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
+        """Back onto the sphere. Where nothing is left of a row there is no nearest point, and it stays unperturbed."""
+        moved_nd = rows_nd + delta_nd
+        unit_nd = _unit(moved_nd)
+        return torch.where((moved_nd != 0).any(dim=1, keepdim=True), unit_nd - rows_nd, torch.zeros_like(rows_nd))
+
+    def ascend(
+        self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
+    ) -> torch.Tensor:
+        """The mean of where the row is and of the sphere's furthest point along the gradient, weighted by the step
+        (at most 1), and back onto the sphere."""
+        share = torch.as_tensor(step, dtype=rows_nd.dtype, device=rows_nd.device).clamp(max=1)
+        ahead_nd = share * (_unit(gradient_nd) - rows_nd) + (1 - share) * delta_nd
+        stays = (gradient_nd == 0).all(dim=1, keepdim=True)
+        return torch.where(stays, delta_nd, self.project(ahead_nd, rows_nd))
+
+
+def _unit(rows_nd: torch.Tensor) -> torch.Tensor:
+    """Zero rows stay zero."""
+    length = rows_nd.norm(dim=1, keepdim=True)
+    return rows_nd / length.masked_fill(length == 0, float("inf"))
 
 
 def keep_modalities(deltas: Deltas, modalities: tuple[str, ...]) -> Deltas:
@@ -72,6 +134,7 @@ def keep_modalities(deltas: Deltas, modalities: tuple[str, ...]) -> Deltas:
 def worst_case_bonus(
     content_Ad: torch.Tensor, w_v: torch.Tensor, w_t: torch.Tensor, visual: Budget, text: Budget
 ) -> torch.Tensor:
-    """The most that perturbing both unit rows of one item can add to each user's score, [A]; linear fusion
-    (docs/algorithm.md, section 7). content_Ad: the users' content halves h. Differentiable."""
+    """The most that perturbing both unit rows of one item can add to each user's score, or, where rows are replaced,
+    that both rows' terms can come to, [A]; linear fusion (docs/algorithm.md, section 7). content_Ad: the users' content
+    halves h. Differentiable."""
     return visual.most(content_Ad @ w_v) + text.most(content_Ad @ w_t)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas, keep_modalities
+from uatmc_dist.adversary.budget import Ball, Budget, Deltas, keep_modalities
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.objectives import Objective, user_moments
@@ -121,10 +121,13 @@ def closed_form(
 
 
 def _ascend(view: LinearView, rule: AscentRule, direction_nd: torch.Tensor, deltas: Deltas | None) -> Deltas:
-    budget, step = rule.budget, rule.step
-    if deltas is None or rule.conditional_gradient:
-        radius = budget.epsilon if rule.conditional_gradient else step * budget.epsilon
+    budget, step = rule.budget, 1.0 if rule.conditional_gradient else rule.step
+    from_clean = deltas is None or rule.conditional_gradient
+    if from_clean and isinstance(budget, Ball):
+        radius = step * budget.epsilon
         return perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+    if deltas is None or from_clean:
+        deltas = torch.zeros_like(view.v_nd), torch.zeros_like(view.t_nd)
     return (
         budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, step),
         budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, step),

@@ -1,7 +1,7 @@
 """What the trainer defends with, by name.
 
 A defence either perturbs the items of a second loss term (an `Adversary`) or raises the scores of the negatives by
-the worst that any perturbation could do (`certified_bonus`).
+the worst that any perturbation could do (`certified_loss`).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas, worst_case_bonus
+from uatmc_dist.adversary.budget import AnyContent, Ball, Budget, Deltas, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, LinearView, closed_form, general_form
 from uatmc_dist.adversary.user_space import sum_of_user_cosines
 from uatmc_dist.config import AdversarialConfig
@@ -17,7 +17,7 @@ from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.backbone import LinearContent, Scored, View
 from uatmc_dist.models.objectives import Objective
-from uatmc_dist.parallel.item_parallel import ActiveRows
+from uatmc_dist.parallel.item_parallel import ActiveRows, scores_at, sum_over_ranks
 from uatmc_dist.seeding import normal_rows
 
 _NOISE_ROWS = 4096
@@ -100,13 +100,13 @@ class Noise:
 
 def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary | None:
     """None for the defences that perturb nothing: none and certified."""
-    budget, name = Budget(config.epsilon, config.norm), config.adversary
+    budget, name = budget_of(config), config.adversary
     if name in ("none", "certified"):
         return None
     if name == "noise":
         return Noise(budget, seed, config.adv_weight)
     if name == "amr":
-        published = AscentRule(Budget(config.amr_epsilon, "l2"), 1, 0.0, num_items, MODALITIES[:1])
+        published = AscentRule(Ball(config.amr_epsilon, "l2"), 1, 0.0, num_items, MODALITIES[:1])
         return Ascent(published, config.amr_weight)
     modalities = {"visual_only": MODALITIES[:1], "text_only": MODALITIES[1:]}.get(name, MODALITIES)
     is_coordinated = name in ("uat_mc", "user_coordination")
@@ -122,10 +122,23 @@ def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary
     return Ascent(rule, config.adv_weight)
 
 
-def certified_bonus(config: AdversarialConfig, view: View) -> torch.Tensor:
-    """What the budget can add to any item's score for each user of the batch, [B]; differentiable."""
-    assert view.linear is not None
-    budget = Budget(config.epsilon, config.norm)
-    content_BC = view.clean.users_BK[:, -view.linear.w_v.shape[0] :]
-    dtype = content_BC.dtype
-    return worst_case_bonus(content_BC, view.linear.w_v.to(dtype), view.linear.w_t.to(dtype), budget, budget)
+def budget_of(config: AdversarialConfig) -> Budget:
+    return AnyContent() if config.budget == "any_content" else Ball(config.epsilon, config.norm)
+
+
+def certified_loss(config: AdversarialConfig, problem: Problem) -> torch.Tensor:
+    """This rank's partial of the objective where every negative scores as high as the budget can bring it for the user.
+    Collective."""
+    view, budget = problem.view, budget_of(config)
+    linear, users_BK = view.linear, view.clean.users_BK
+    assert linear is not None
+    content_BC, dtype = users_BK[:, -linear.w_v.shape[0] :], users_BK.dtype
+    bonus_B = worst_case_bonus(content_BC, linear.w_v.to(dtype), linear.w_t.to(dtype), budget, budget)
+    if not budget.replaces:
+        return problem.loss(view.clean, bonus_B)
+    # Whatever content a negative has is replaced; that of the positive is not.
+    bias_nC = linear.bias.to(dtype).expand_as(linear.content_nC)
+    index_B = problem.rows.index_of(problem.batch.positives_B)
+    own_B = sum_over_ranks(scores_at(content_BC, linear.content_nC - bias_nC, index_B))
+    without_content = Scored(users_BK, torch.cat([linear.identity_nd, bias_nC], dim=1))
+    return problem.loss(without_content, bonus_B - own_B)

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from uatmc_dist.models.backbone import Scored
 
+_NOTHING = 1e-30
+
 
 def sum_of_user_cosines(
     clean: Scored, visual: Scored, text: Scored, weights: Iterator[tuple[slice, torch.Tensor]]
@@ -30,8 +32,16 @@ def sum_of_user_cosines(
 def _tile(weights_Bn: torch.Tensor, *embeddings: torch.Tensor) -> torch.Tensor:
     users, items = embeddings[:3], embeddings[3:]
     scores, of_visual, of_text = (u @ i.T for u, i in zip(users, items, strict=True))
-    visual_Bn, text_Bn = of_visual - scores, of_text - scores
-    inner = lambda a, b: (weights_Bn * a * b).sum(0)  # noqa: E731
-    product_n = inner(visual_Bn, visual_Bn) * inner(text_Bn, text_Bn)
+    root_Bn = _to_scale(weights_Bn).sqrt()
+    visual_Bn, text_Bn = (_to_scale(root_Bn * (moved - scores)) for moved in (of_visual, of_text))
+    product_n = visual_Bn.square().sum(0) * text_Bn.square().sum(0)
     kept = product_n > 0
-    return torch.where(kept, inner(visual_Bn, text_Bn) / product_n.where(kept, 1.0).sqrt(), 0.0).sum()
+    return torch.where(kept, (visual_Bn * text_Bn).sum(0) / product_n.where(kept, 1.0).sqrt(), 0.0).sum()
+
+
+def _to_scale(columns_Bn: torch.Tensor) -> torch.Tensor:
+    """Each column divided by its largest number, which no cosine depends on: squares of small ones must not vanish, nor
+    their inverses overflow. Columns of nearly nothing are nothing."""
+    largest_n = columns_Bn.detach().abs().amax(0)
+    is_there = largest_n > _NOTHING
+    return torch.where(is_there, columns_Bn / largest_n.where(is_there, 1.0), 0.0)

@@ -120,7 +120,8 @@ class Targets:
         return budget.project(deltas[0], self.v_Td), budget.project(deltas[1], self.t_Td)
 
     def reach(self, budget: Budget) -> torch.Tensor:
-        """The most that the budget can add to each anchor's score of a target with unit rows, [A]."""
+        """The most that the budget can add to each anchor's score of a target with unit rows, [A]; where rows are
+        replaced, of one without content."""
         return worst_case_bonus(self.content_Ad, self.w_v, self.w_t, budget, budget)
 
     def best_mean_direction(self, budget: Budget) -> Deltas:

@@ -33,7 +33,10 @@ class ExactUser:
         num_tried = min(self.num_users, len(targets.users_AK))
         need_AT = torch.cat([-excess_AT for _, excess_AT in targets.excess(targets.zeros())])
         # Share of what can be done for the user that is needed; who is won already is of no use.
-        share_AT = torch.where(need_AT > 0, need_AT / targets.reach(budget)[:, None], torch.inf)
+        content_Ad = targets.content_Ad
+        visual_AT = budget.gain(content_Ad @ targets.w_v, targets.v_Td)
+        gain_AT = visual_AT + budget.gain(content_Ad @ targets.w_t, targets.t_Td)
+        share_AT = torch.where((need_AT > 0) & (gain_AT > 0), need_AT / gain_AT, torch.inf)
         order_AT = share_AT.argsort(dim=0)
         last_T = (share_AT <= 1).sum(0).clamp(min=1) - 1
         positions = torch.stack([index * last_T // max(num_tried - 1, 1) for index in range(num_tried)])

@@ -1,7 +1,7 @@
 """Verbs that show what was measured."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,9 +51,21 @@ def compare(
             f"{strongest[f'hit@{k}_before']:.4f}",
             *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),
             "none" if bound is None else f"{bound:.4f}",
+            *(_of_any_content(report["any_content"], k)),
         )
     title = f"accuracy, and hit@{k} of random targets before and after attacks, epsilon {shown:g}"
     print_runs(console, title, evaluations, rows)
+
+
+def _of_any_content(results: list[dict[str, Any]], k: int) -> tuple[str, str]:
+    """(after the strongest attack, bound)"""
+    from uatmc_dist.evaluation.promotion import STRONGEST, find_result
+
+    if not results:
+        return "-", "-"
+    found = find_result(results, STRONGEST, None)
+    bound = found[f"certified_hit@{k}"]
+    return f"{found[f'hit@{k}_after']:.4f}", "none" if bound is None else f"{bound:.4f}"
 
 
 @app.command()

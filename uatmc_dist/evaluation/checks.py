@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import Ball, Budget
 from uatmc_dist.attacks.apgd import APGD, SOFTNESS
 from uatmc_dist.attacks.base import Attack, Targets, best_of
 from uatmc_dist.attacks.exact_user import ExactUser
@@ -42,7 +42,7 @@ def run_all(
     config: AttackConfig,
     attacks: Sequence[Attack],
     results: list[dict[str, Any]],
-    restarts: dict[float, list[np.ndarray]],
+    restarts: dict[float | None, list[np.ndarray]],
 ) -> list[dict[str, Any]]:
     """Every check; `scene` is one with random targets, `restarts` APGD's mean hits after each start, scene by scene.
 
@@ -82,14 +82,20 @@ class _Hits:
 
     def __init__(self, results: list[dict[str, Any]], config: AttackConfig) -> None:
         self.epsilons = sorted(config.epsilons)
+        self.budgets: list[float | None] = [*self.epsilons, *([None] if config.any_content else [])]
+        """By epsilon; None: any content, which is neither more nor less than a ball."""
         self.strata = sorted({result["stratum"] for result in results})
         self._after = {
             (result["attack"], result["stratum"], result["epsilon"]): result[f"hit@{config.k}_after"]
             for result in results
         }
 
-    def __call__(self, attack: str, stratum: str, epsilon: float) -> float:
+    def __call__(self, attack: str, stratum: str, epsilon: float | None) -> float:
         return self._after[attack, stratum, epsilon]
+
+
+def _name(epsilon: float | None) -> str:
+    return "any content" if epsilon is None else f"epsilon {epsilon:g}"
 
 
 def _is_less(ours: float, theirs: float) -> bool:
@@ -116,13 +122,13 @@ def _grows(hits: _Hits, names: list[str]) -> dict[str, Any]:
 def _at_least(hits: _Hits, name: str, strong: list[str], weak: list[str]) -> dict[str, Any]:
     """The best of `strong` is nowhere weaker than any of `weak`."""
     pairs = {
-        f"{weaker}, {stratum}, {epsilon:g}": (
+        f"{weaker}, {stratum}, {_name(epsilon)}": (
             max((hits(stronger, stratum, epsilon) for stronger in strong), default=0.0),
             hits(weaker, stratum, epsilon),
         )
         for weaker in weak
         for stratum in hits.strata
-        for epsilon in hits.epsilons
+        for epsilon in hits.budgets
     }
     worst = min(pairs, key=lambda key: pairs[key][0] - pairs[key][1], default=None)
     measured: dict[str, Any] = {"strong": strong, "weak": weak}
@@ -155,13 +161,13 @@ def _movable(targets: Targets) -> Targets:
 def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     """A single anchor, with twice the room that it takes: the closed form and APGD must win it with every target."""
     targets = _movable(scene.targets)
-    unit_A = targets.reach(Budget(1.0, config.norm))
+    unit_A = targets.reach(Ball(1.0, config.norm))
     anchors = (unit_A > 0).nonzero().squeeze(1)[:_SINGLE_ANCHORS].tolist() if len(targets) else []
     won: dict[str, list[float]] = {}
     for anchor in anchors:
         alone = targets.alone(anchor)
         needed = max(float(-excess_AT.amin()) for _, excess_AT in alone.excess(alone.zeros()))
-        budget = Budget(2 * max(needed, 0.0) / float(unit_A[anchor]) + 1.0, config.norm)
+        budget = Ball(2 * max(needed, 0.0) / float(unit_A[anchor]) + 1.0, config.norm)
         for attack in (ExactUser(), APGD(config.apgd_steps, config.restarts)):
             best = best_of(alone, attack(alone, budget, generator(anchor)))
             won.setdefault(attack.name, []).append(float(alone.hits(best).mean()))
@@ -178,7 +184,7 @@ def _plateau(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     attack = APGD(config.apgd_steps, config.restarts)
     reached = []
     for epsilon in (_LARGE, _LARGER):
-        best = best_of(scene.targets, attack(scene.targets, Budget(epsilon, config.norm), generator(0)))
+        best = best_of(scene.targets, attack(scene.targets, Ball(epsilon, config.norm), generator(0)))
         reached.append(float(scene.targets.hits(best).mean()))
     return _check(
         "unbounded_attack_reaches_a_plateau",
@@ -195,7 +201,7 @@ def _zero_gradients(scene: Scene, config: AttackConfig, names: Sequence[str]) ->
     """Share of (anchor, target) pairs below the bar that give no gradient at the start, for each loss of the attacks
     that ran; it is enough that one of them sees the users."""
     targets = scene.targets
-    budget = Budget.of_attack(max(config.epsilons), config.norm, config.budget, targets.v_Td.shape[1])
+    budget = Ball.of_attack(max(config.epsilons), config.norm, config.budget, targets.v_Td.shape[1])
     scale = SOFTNESS * targets.typical_reach(budget)
     losses: dict[tuple[str, str], Loss] = {
         ("fgsm", "hinge, margin 10"): FGSM.loss,
@@ -245,7 +251,7 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, floa
     The radius is cut so that every anchor stays within the margin of the paper's PGD, whatever the scale of the scores.
     """
     one = targets.chosen(torch.tensor([0]))
-    budget = Budget.of_attack(max(config.epsilons), config.norm, config.budget, one.v_Td.shape[1])
+    budget = Ball.of_attack(max(config.epsilons), config.norm, config.budget, one.v_Td.shape[1])
     furthest = float(one.reach(budget).amax().clamp(min=1e-12))
     budget = replace(budget, epsilon=budget.epsilon * min(1.0, _PLANTED_REACH / furthest))
     clean_A = (one.users_AK @ one.items().T).squeeze(1)
@@ -256,7 +262,7 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, floa
     return planted, budget, float(planted.hits(one.best_mean_direction(budget)))
 
 
-def _restarts_plateau(restarts: dict[float, list[np.ndarray]]) -> dict[str, Any]:
+def _restarts_plateau(restarts: dict[float | None, list[np.ndarray]]) -> dict[str, Any]:
     """What the last start added to APGD's mean hits, at the epsilon where it added most."""
     curves = {epsilon: np.stack(of_scenes).mean(0) for epsilon, of_scenes in restarts.items()}
     gains = {
@@ -267,7 +273,7 @@ def _restarts_plateau(restarts: dict[float, list[np.ndarray]]) -> dict[str, Any]
     worst = max(gains, key=lambda epsilon: gains[epsilon], default=None)
     return _check(
         "restarts_plateau",
-        None if worst is None else gains[worst] <= _ENOUGH_STARTS,
-        {} if worst is None else {f"hits after each start, epsilon {worst:g}": curves[worst].tolist()},
+        gains[worst] <= _ENOUGH_STARTS if gains else None,
+        {f"hits after each start, {_name(worst)}": curves[worst].tolist()} if gains else {},
         "another start would find more: raise attack.restarts, the figures are too low",
     )

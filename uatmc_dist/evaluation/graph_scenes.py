@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.adversary.budget import Ball, Budget, Deltas
 from uatmc_dist.attacks.graph import GraphTargets
 from uatmc_dist.models.neighbourhood import CleanState
 
@@ -50,7 +50,7 @@ class GraphScene:
 
     @property
     def clean(self) -> Deltas:
-        return self.moved(self.targets.zeros(), Budget(1.0, "l2"))
+        return self.moved(self.targets.zeros(), Ball(1.0, "l2"))
 
     def moved(self, deltas: Deltas, budget: Budget) -> Deltas:
         """In float64, projected once more."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uatmc_dist.adversary.budget import Budget
+from uatmc_dist.adversary.budget import AnyContent, Ball, Budget
 from uatmc_dist.attacks.base import Attack, best_by
 from uatmc_dist.attacks.suite import attacks_of
 from uatmc_dist.config import AttackConfig
@@ -45,8 +45,9 @@ class _Tally:
 class _Stratum:
     before: dict[int, list[np.ndarray]] = field(default_factory=dict)
     rank_before: list[np.ndarray] = field(default_factory=list)
-    certified: dict[float, list[np.ndarray]] = field(default_factory=dict)
-    tallies: dict[tuple[str, float], _Tally] = field(default_factory=dict)
+    certified: dict[float | None, list[np.ndarray]] = field(default_factory=dict)
+    """By epsilon; None: any content."""
+    tallies: dict[tuple[str, float | None], _Tally] = field(default_factory=dict)
 
 
 def attack_model(
@@ -74,7 +75,7 @@ def attack_model(
     if not attacks:
         raise UserError("attack.attacks: only transfer, and no undefended run to make it on; give attack.surrogate=RUN")
     found: dict[str, _Stratum] = {}
-    restarts: dict[float, list[np.ndarray]] = {}
+    restarts: dict[float | None, list[np.ndarray]] = {}
     pools = strata(catalog)
     first_scene: Any = None
     for done, (seed, stratum) in enumerate((seed, stratum) for seed in config.seeds for stratum in pools):
@@ -98,15 +99,17 @@ def attack_model(
         "seeds": config.seeds,
         "options": config.model_dump(mode="json"),
         "targets": {name: min(config.num_targets, len(items)) for name, items in pools.items()},
-        "results": results,
+        "results": [result for result in results if result["epsilon"] is not None],
+        "any_content": [result for result in results if result["epsilon"] is None],
         "checks": checks.run_all(first_scene if model.is_linear else None, config, attacks, results, restarts),
     }
 
 
 def find_result(
-    results: Sequence[dict[str, Any]], attack: str, epsilon: float, stratum: str = "random"
+    results: Sequence[dict[str, Any]], attack: str, epsilon: float | None, stratum: str = "random"
 ) -> dict[str, Any]:
-    """The entry of attack.json's results for one attack, epsilon and stratum. KeyError where there is none."""
+    """The entry of attack.json's results for one attack, epsilon and stratum; of its any_content without an epsilon.
+    KeyError where there is none."""
     for result in results:
         if (result["attack"], result["epsilon"], result["stratum"]) == (attack, epsilon, stratum):
             return result
@@ -119,14 +122,14 @@ def _attack_scene(
     attacks: list[Attack],
     seed: int,
     found: _Stratum,
-    restarts: dict[float, list[np.ndarray]],
+    restarts: dict[float | None, list[np.ndarray]],
 ) -> None:
-    """Adds what every attack does at every epsilon to `found`, and APGD's hits start by start to `restarts`."""
+    """Adds what every attack does within every budget to `found`, and APGD's hits start by start to `restarts`."""
     targets, suffix = scene.targets, scene.suffix
-    moved: dict[tuple[str, float], Any] = {}
+    moved: dict[tuple[str, float | None], Any] = {}
+    budgets = _budgets(config, targets.v_Td.shape[1])
     for index, attack in enumerate(attacks):
-        for epsilon in config.epsilons:
-            budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
+        for epsilon, budget in budgets.items():
             tally = found.tallies.setdefault((attack.name + suffix, epsilon), _Tally())
             start = time.monotonic()
             candidates = list(attack(targets, budget, generator(seed, index)))
@@ -136,8 +139,7 @@ def _attack_scene(
             if attack.name + suffix == "apgd":
                 by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
                 restarts.setdefault(epsilon, []).append(by_start.mean(1).numpy())
-    for epsilon in config.epsilons:
-        budget = Budget.of_attack(epsilon, config.norm, config.budget, targets.v_Td.shape[1])
+    for epsilon, budget in budgets.items():
         certified_T = scene.certified_hits(budget)
         if certified_T is not None:
             found.certified.setdefault(epsilon, []).append(certified_T.numpy())
@@ -153,11 +155,19 @@ def _attack_scene(
             found.before.setdefault(k, []).append(hits[0, column])
         for key, hits_JT in zip(moved, hits[1:], strict=True):
             found.tallies[key].after.setdefault(k, []).append(hits_JT[column])
-    for epsilon in config.epsilons:
+    for epsilon in budgets:
         _add_strongest(found, [attack.name for attack in attacks], suffix, epsilon, scene.k)
 
 
-def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: float, k: int) -> None:
+def _budgets(config: AttackConfig, dim: int) -> dict[float | None, Budget]:
+    """By epsilon; None: any content."""
+    balls: dict[float | None, Budget] = {
+        epsilon: Ball.of_attack(epsilon, config.norm, config.budget, dim) for epsilon in config.epsilons
+    }
+    return balls | ({None: AnyContent()} if config.any_content else {})
+
+
+def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: float | None, k: int) -> None:
     """Of the newest scene: each target as the attack left it that won most anchors at k."""
     tallies = [found.tallies[name + suffix, epsilon] for name in names]
     winner_T = np.stack([tally.after[k][-1] for tally in tallies]).argmax(0)
@@ -171,7 +181,7 @@ def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: floa
 
 
 def _result(
-    stratum: str, attack: str, epsilon: float, config: AttackConfig, group: _Stratum, tally: _Tally
+    stratum: str, attack: str, epsilon: float | None, config: AttackConfig, group: _Stratum, tally: _Tally
 ) -> dict[str, Any]:
     k = config.k
     before, after = (np.concatenate(hits[k]) for hits in (group.before, tally.after))
@@ -242,6 +252,7 @@ def _threat_model(config: AttackConfig, model: LinearModel, surrogate: Path | No
         "norm": config.norm,
         "budget": config.budget,
         "radius": radius,
+        "any_content": "besides, the rows replaced by any rows of length 1" if config.any_content else "not asked for",
         "knowledge": "; ".join(
             ["white box, scores of the anchors"]
             + ["square: scores alone"] * ("square" in config.attacks)

@@ -137,16 +137,17 @@ class Scene:
         target's score passes when raised by the most that is possible for them (docs/algorithm.md, section 7)."""
         targets = self.targets
         content_Ad = targets.content_Ad.double()
-        reach_v_A, reach_t_A = (
-            budget.most(content_Ad @ targets.w_v.double()),
-            budget.most(content_Ad @ targets.w_t.double()),
-        )
+        fused = (targets.w_v.double(), targets.v_Td.double()), (targets.w_t.double(), targets.t_Td.double())
         counts_T = torch.zeros(len(targets), dtype=torch.int64)
-        lengths_v_T, lengths_t_T = (row.double().norm(dim=1) for row in (targets.v_Td, targets.t_Td))
         for chunk in self._chunks():
-            bonus_AT = reach_v_A[chunk, None] * lengths_v_T + reach_t_A[chunk, None] * lengths_t_T
+            bonus_AT = torch.zeros(())
+            for weight, rows_Td in fused:
+                along_Ad = content_Ad[chunk] @ weight
+                # Never below zero: who has the target keeps it where nothing is done.
+                gain_AT = budget.gain(along_Ad, rows_Td).clamp(min=0)
+                bonus_AT = bonus_AT + gain_AT + ROUNDING * budget.most(along_Ad)[:, None]
             # float32(s) > bar implies s > bar, so the bound needs no rounding of the scores.
-            most_AT = self._scores(chunk, self.clean_TK) + bonus_AT * (1 + ROUNDING)
+            most_AT = self._scores(chunk, self.clean_TK) + bonus_AT
             counts_T += (most_AT > self._bar_AT[chunk]).sum(0)
         return counts_T.double() / len(content_Ad)
 

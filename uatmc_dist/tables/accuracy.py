@@ -76,10 +76,19 @@ def print_runs(
     """The runs of each catalog and split with its baselines below; `rest`: what an attack does to a run."""
     groups = together(evaluations)
     table = Table(
-        title=title, caption="best: the strongest attack for each target; bound: certified, no attack passes it"
+        title=title,
+        caption="best: the strongest attack for each target; bound: certified, no attack passes it; any: any content",
     )
     table.add_column("run", no_wrap=True)
-    for column in (*list(_HEADINGS.values())[:2], "before", "after\nPGD", "after\nbest", "bound"):
+    for column in (
+        *list(_HEADINGS.values())[:2],
+        "before",
+        "after\nPGD",
+        "after\nbest",
+        "bound",
+        "any\nbest",
+        "any\nbound",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     names = list(_HEADINGS)[:2]
     for name, baselines, compared in groups:
@@ -88,7 +97,7 @@ def print_runs(
         table.add_section()
         label = f" ({name})" if len(groups) > 1 else ""
         for baseline, values in baselines.items():
-            table.add_row(f"{TITLES[baseline]}{label}", *_cells(values, names), *["-"] * 4, style="dim")
+            table.add_row(f"{TITLES[baseline]}{label}", *_cells(values, names), *["-"] * 6, style="dim")
         table.add_section()
     console.print(table)
     for _, _, compared in groups:

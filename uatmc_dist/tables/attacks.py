@@ -11,15 +11,18 @@ def print_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
     k = report["k"]
     for stratum in report["targets"]:
         title = f"{run}: hit@{k} of {stratum} targets, {len(report['seeds'])} seeds, protocol {report['protocol']}"
-        table = Table("attack", *(f"epsilon {epsilon:g}" for epsilon in report["epsilons"]), title=title)
-        of_stratum = [result for result in report["results"] if result["stratum"] == stratum]
-        table.add_row("(before)", *[f"{of_stratum[0][f'hit@{k}_before']:.4f}"] * len(report["epsilons"]))
+        results = [*report["results"], *report["any_content"]]
+        budgets = [*report["epsilons"], *([None] if report["any_content"] else [])]
+        heads = ("any content" if epsilon is None else f"epsilon {epsilon:g}" for epsilon in budgets)
+        table = Table("attack", *heads, title=title)
+        of_stratum = [result for result in results if result["stratum"] == stratum]
+        table.add_row("(before)", *[f"{of_stratum[0][f'hit@{k}_before']:.4f}"] * len(budgets))
         for name in dict.fromkeys(result["attack"] for result in of_stratum):
             after = {r["epsilon"]: r[f"hit@{k}_after"] for r in of_stratum if r["attack"] == name}
-            table.add_row(name, *(f"{after[epsilon]:.4f}" for epsilon in report["epsilons"]))
+            table.add_row(name, *(f"{after[epsilon]:.4f}" for epsilon in budgets))
         bound = {result["epsilon"]: result[f"certified_hit@{k}"] for result in of_stratum}
         table.add_section()
-        bounds = (bound[epsilon] for epsilon in report["epsilons"])
+        bounds = (bound[epsilon] for epsilon in budgets)
         table.add_row("certificate", *("none" if value is None else f"{value:.4f}" for value in bounds))
         console.print(table)
     for check in report["checks"]:
@@ -61,6 +64,12 @@ def print_certificate(console: Console, run: Path, report: dict[str, Any], num_i
             ):
                 table.add_row(label, *(f"{values[key]:.4f}" if values else "-" for values in attacked))
     console.print(table)
+    replaced = Table("replaced", f"certified hit@{k}", "strongest attack", title="any photo or text, whatever encoder")
+    for result in report["any_content"]:
+        attacked = result["strongest_attack"]
+        found = "-" if attacked is None else f"{attacked[f'hit@{k}_after']:.4f}"
+        replaced.add_row(" and ".join(result["modalities"]), f"{result[f'certified_hit@{k}']:.4f}", found)
+    console.print(replaced)
 
 
 def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:

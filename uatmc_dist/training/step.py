@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.defenses import Adversary, Problem, certified_bonus
+from uatmc_dist.adversary.defenses import Adversary, Problem, certified_loss
 from uatmc_dist.config import Config
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.models.backbone import TrainingModel
@@ -34,8 +34,7 @@ class Step:
         view = self.model.view(batch, rows)
         problem = Problem(self.objective, batch, rows, view)
         if self.is_certified:
-            clean = problem.loss(view.clean, certified_bonus(self.config.adversarial, view))
-            terms["bpr_certified"] = clean
+            clean = terms["bpr_certified"] = certified_loss(self.config.adversarial, problem)
         else:
             clean = terms["bpr"] = problem.loss(view.clean)
         if self.adversary is not None:

@@ -9,12 +9,13 @@ from uatmc_dist.config import AdversarialConfig
 from uatmc_dist.evaluation.mismatch.training_pairs import TrainingPairs
 
 _ONE_STEP = ("noise", "visual_only", "text_only", "uat", "uat_mc")
+# By the number of steps.
 _SEVERAL: dict[str, dict[str, Any]] = {
-    "uat, 2 steps": {"adversary": "uat", "steps": 2},
-    "uat, 3 steps": {"adversary": "uat", "steps": 3},
+    "uat x2": {"adversary": "uat", "steps": 2},
+    "uat x3": {"adversary": "uat", "steps": 3},
     "user_coordination": {"adversary": "user_coordination", "steps": 2},
-    "conditional_gradient, 2 steps": {"adversary": "conditional_gradient", "steps": 2},
-    "conditional_gradient, 3 steps": {"adversary": "conditional_gradient", "steps": 3},
+    "conditional_gradient x2": {"adversary": "conditional_gradient", "steps": 2},
+    "conditional_gradient x3": {"adversary": "conditional_gradient", "steps": 3},
 }
 
 

@@ -105,26 +105,28 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
         if name == STRONGEST:
             line |= {"line": {"width": 9, "color": "#cc3311"}, "opacity": 0.35, "mode": "lines"}
         traces.append(line)
-        for epsilon, after, result in of_attack:
-            rows.append(
-                (
-                    name,
-                    epsilon,
-                    *(round(value, 6) for value in (before, after, result["promotion_gain"])),
-                    round(result["promoted_share"], 4),
-                    round(result["mean_rank_change"], 1),
-                    _rounded(result[f"certified_hit@{k}"]),
-                )
-            )
+        for epsilon, _, result in of_attack:
+            rows.append((name, epsilon, *_cells(result, before, k)))
     for trace in traces:  # a logarithmic axis has no zero
         trace["y"] = [value or None for value in trace["y"]]
+    furthest = max(attack["epsilons"])
+    for result in (result for result in attack["any_content"] if result["stratum"] == stratum):
+        rows.append((result["attack"], "any content", *_cells(result, before, k)))
+        if result["attack"] == STRONGEST:
+            after, limit = result[f"hit@{k}_after"], result[f"certified_hit@{k}"]
+            line = _line("any photo and text: strongest attack", [(0.0, after), (furthest, after)], 0, "dot")
+            traces.append(line | {"mode": "lines", "line": {"dash": "dot", "width": 2, "color": "#cc3311"}})
+            if limit is not None:
+                line = _line("any photo and text: certificate", [(0.0, limit), (furthest, limit)], 0, "dot")
+                traces.append(line | {"mode": "lines", "line": {"dash": "dot", "width": 3, "color": "#888888"}})
     if bound:
         certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
         traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
     return Figure(
         f"{run.name}: Hit@{k} of {stratum} targets",
         f"Share of anchor users who get the target into their {k} best, by the size of the perturbation; mean over "
-        "targets. Between the strongest attack and the certificate lies what is not known. Zero is not drawn.",
+        "targets. Between the strongest attack and the certificate lies what is not known. Dotted, without an epsilon: "
+        "photo and text replaced by any others. Zero is not drawn.",
         (
             "attack",
             "epsilon",
@@ -141,6 +143,15 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
             "xaxis": {"title": {"text": "epsilon"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": f"Hit@{k}, logarithmic"}, "type": "log", "tickformat": ".2~%", "dtick": "D2"},
         },
+    )
+
+
+def _cells(result: dict[str, Any], before: float, k: int) -> tuple[float | str, ...]:
+    return (
+        *(round(value, 6) for value in (before, result[f"hit@{k}_after"], result["promotion_gain"])),
+        round(result["promoted_share"], 4),
+        round(result["mean_rank_change"], 1),
+        _rounded(result[f"certified_hit@{k}"]),
     )
 
 

@@ -52,11 +52,14 @@ class Objective(Protocol):
 def user_moments(
     weights: Iterator[tuple[slice, torch.Tensor]], users_BK: torch.Tensor, shifts: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """For each of the content rows `shifts` [n, C] the sums over pairs of |dL/ds_bj| <h_b, shift_j> h_b, [n, C]
-    (docs/algorithm.md, section 4.3). `weights` are an objective's score weights, h_b the users' content halves."""
+    """For each of the content rows `shifts` [n, C] the sums over pairs of a_bj <h_b, shift_j> h_b, [n, C], where a_bj
+    is |dL/ds_bj| over its largest of the item (docs/algorithm.md, section 4.3). `weights` are an objective's score
+    weights, h_b the users' content halves."""
     content_BC, _ = content_columns(users_BK, shifts[0])
     moments = [torch.empty_like(shift) for shift in shifts]
     for tile, weights_Bn in weights:
+        largest_n = weights_Bn.amax(0)  # no cosine depends on it, and squares of small weights would vanish
+        weights_Bn = weights_Bn / largest_n.where(largest_n > 0, 1.0)
         for shift_nC, moment_nC in zip(shifts, moments, strict=True):
             moment_nC[tile] = (weights_Bn * (content_BC @ shift_nC[tile].T)).T @ content_BC
     return moments
