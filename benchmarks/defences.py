@@ -133,7 +133,7 @@ def make(plan: Plan, variant: str, seed: int) -> None:
     wanted = load_config(run / "config.yaml", plan.attack).attack.model_dump(mode="json")
     if _read(run, "attack").get("options") != wanted:
         call(log, *uatmc, "attack", run, *plan.attack)
-    if plan.certify and not (run / "certificate.json").exists():
+    if plan.certify and "any_content" not in _read(run, "certificate"):
         call(log, *uatmc, "certify", run)
 
 
@@ -170,11 +170,11 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
     accuracy = _read(run, "evaluation")
     found = {name: accuracy[name] for name in ("recall@20", "ndcg@20")}
     attack = _read(run, "attack")
-    for result in attack.get("results", []):
+    for result in [*attack.get("results", []), *attack.get("any_content", [])]:
         epsilon, stratum = result["epsilon"], result["stratum"]
         if stratum == "random":
             found["before"] = result["hit@50_before"]
-        key = f"{stratum} {epsilon:g}"
+        key = f"{stratum} any" if epsilon is None else f"{stratum} {epsilon:g}"
         found[f"{key} {result['attack']}"] = result["hit@50_after"]
         if result["attack"] == STRONGEST and result["certified_hit@50"] is not None:
             found[f"{key} bound"] = result["certified_hit@50"]
@@ -182,6 +182,8 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
         found["checks failed"] = sum(check["passed"] is False for check in attack["checks"])  # None: not made
     for entry in _read(run, "certificate").get("results", []):
         found[f"certified {entry['norm']} {entry['budget']} {entry['epsilon']:g}"] = entry["certified_hit@50"]
+    for entry in _read(run, "certificate").get("any_content", []):
+        found[f"certified any {' and '.join(entry['modalities'])}"] = entry["certified_hit@50"]
     return found
 
 
@@ -200,6 +202,11 @@ class Results:
         self.epsilons = reports[0]["epsilons"]
         done = {result["attack"] for report in reports for result in report["results"]}
         self.attacks = [name for attack in (*ATTACKS, STRONGEST) for name in (attack, f"{attack}_held") if name in done]
+
+    @property
+    def _any(self) -> list[str]:
+        """Head of the column without an epsilon, where it was measured."""
+        return ["any content"] if f"random any {STRONGEST}" in self._found[self.attacked[0]][0] else []
 
     def cell(self, variant: str, name: str) -> str:
         return with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
@@ -224,12 +231,14 @@ class Results:
                     "NDCG@20",
                     "before",
                     *(f"ε = {e:g}" for e in self.epsilons),
+                    *self._any,
                     "cost",
                     "checks failed",
                 ],
                 lambda v: [
                     *(self.cell(v, name) for name in ("recall@20", "ndcg@20", "before")),
                     *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
+                    *(self.cell(v, f"random any {STRONGEST}") for _ in self._any),
                     f"{float(self.costs[v]):.2f}" if v in self.costs else "",
                     str(int(sum(found.get("checks failed", 0) for found in self._found[v]))) if v in content else "",
                 ],
@@ -243,6 +252,8 @@ class Results:
         ]
         if len(self.plan.seeds) > 1:
             shown = {"Recall@20": "recall@20", "NDCG@20": "ndcg@20", "strongest": f"random {largest:g} {STRONGEST}"}
+            if self._any:
+                shown["strongest, any content"] = f"random any {STRONGEST}"
             shown[f"certified linf paper, ε = {self.epsilons[1]:g}"] = f"certified linf paper {self.epsilons[1]:g}"
             parts += [
                 f"Differences to `uat`, seed by seed (`strongest` at ε = {largest:g}):",
@@ -277,6 +288,21 @@ class Results:
                         self.cell(v, f"certified {norm} {budget} {epsilon:g}")
                         for norm, budget in threats
                         for epsilon in self.epsilons
+                    ],
+                    content,
+                ),
+            ]
+        if self.plan.certify and self._any:
+            replaced = list(
+                dict.fromkeys(name for name in self._found[content[0]][0] if name.startswith("certified any "))
+            )
+            parts += [
+                "Any photo or text (no ε, any encoder): random targets after the strongest attack that replaces both, "
+                "the bound of the same targets, and certified Hit@50 of all items and users by what is replaced:",
+                self.table(
+                    ["defence", "strongest", "bound", *(name.removeprefix("certified any ") for name in replaced)],
+                    lambda v: [
+                        self.cell(v, name) for name in (f"random any {STRONGEST}", "random any bound", *replaced)
                     ],
                     content,
                 ),

@@ -70,11 +70,11 @@ class Measured:
         return next((seconds for seconds, value in self.curve if value >= recall), None)
 
 
-def ours(name: str, catalog: Catalog, overrides: list[str]) -> Measured:
+def ours(name: str, catalog: Catalog, overrides: list[str], config: str = DEFAULT) -> Measured:
     run = RUNS / f"{catalog.name}-{name.split(',')[0].replace(' ', '-')}"
     if not RunFolder(run).is_finished:
         where = [f"catalog={catalog.path}", f"output_dir={RUNS}", f"name={run.name}"]
-        command = [sys.executable, "train.py", DEFAULT, *where, *overrides]
+        command = [sys.executable, "train.py", config, *where, *overrides]
         subprocess.run(command, check=True, env=one_thread())
     lines = RunFolder(run).read_metrics()
     steps = [line["step_s"] for line in lines if "step_s" in line]

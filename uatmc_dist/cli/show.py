@@ -1,7 +1,7 @@
 """Verbs that show what was measured."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,8 +18,10 @@ def compare(
     from uatmc_dist.evaluation.promotion import STRONGEST
     from uatmc_dist.runs import opened_run
     from uatmc_dist.tables.accuracy import print_runs
+    from uatmc_dist.tables.attacks import print_any_content
 
     rows, evaluations, shown, first = {}, {}, epsilon, None
+    replaced = {}
     for run in runs:
         folder = opened_run(run)
         accuracy, report = folder.read_json("evaluation.json"), folder.read_json("attack.json")
@@ -47,25 +49,15 @@ def compare(
         strongest = after[STRONGEST]
         bound = strongest[f"certified_hit@{k}"]
         evaluations[run] = accuracy
+        replaced[run] = report["any_content"]
         rows[run] = (
             f"{strongest[f'hit@{k}_before']:.4f}",
             *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),
             "none" if bound is None else f"{bound:.4f}",
-            *(_of_any_content(report["any_content"], k)),
         )
     title = f"accuracy, and hit@{k} of random targets before and after attacks, epsilon {shown:g}"
     print_runs(console, title, evaluations, rows)
-
-
-def _of_any_content(results: list[dict[str, Any]], k: int) -> tuple[str, str]:
-    """(after the strongest attack, bound)"""
-    from uatmc_dist.evaluation.promotion import STRONGEST, find_result
-
-    if not results:
-        return "-", "-"
-    found = find_result(results, STRONGEST, None)
-    bound = found[f"certified_hit@{k}"]
-    return f"{found[f'hit@{k}_after']:.4f}", "none" if bound is None else f"{bound:.4f}"
+    print_any_content(console, replaced, first["k"] if first else 0)
 
 
 @app.command()

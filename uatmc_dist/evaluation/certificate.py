@@ -196,10 +196,11 @@ def _thresholds(bars: Bars, k: int) -> torch.Tensor:
 def _strongest_of_any_content(
     attack: dict[str, Any] | None, modalities: Sequence[str], of_model: Sequence[str], k: int
 ) -> dict[str, Any] | None:
-    """Of attack.json, which replaces all that the model has."""
-    if attack is None or attack["k"] != k or list(modalities) != list(of_model):
+    """Of attack.json: with everything replaced, or of the attack that touches this modality alone."""
+    if attack is None or attack["k"] != k:
         return None
-    return _figures(attack.get("any_content", []), None, k)
+    name = STRONGEST if list(modalities) == list(of_model) else f"{modalities[0]}_only"
+    return _figures(attack.get("any_content", []), name, None, k)
 
 
 def _strongest(
@@ -211,12 +212,12 @@ def _strongest(
     threat = attack["threat_model"]
     if (threat["norm"], threat.get("budget")) != (norm, definition):
         return None
-    return _figures(attack["results"], epsilon, k)
+    return _figures(attack["results"], STRONGEST, epsilon, k)
 
 
-def _figures(results: Sequence[dict[str, Any]], epsilon: float | None, k: int) -> dict[str, Any] | None:
+def _figures(results: Sequence[dict[str, Any]], name: str, epsilon: float | None, k: int) -> dict[str, Any] | None:
     try:
-        result = find_result(results, STRONGEST, epsilon)
+        result = find_result(results, name, epsilon)
     except KeyError:
         return None
     return {name: result[name] for name in (f"hit@{k}_before", f"hit@{k}_after", f"certified_hit@{k}", "targets")}

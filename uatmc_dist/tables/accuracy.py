@@ -77,18 +77,10 @@ def print_runs(
     groups = together(evaluations)
     table = Table(
         title=title,
-        caption="best: the strongest attack for each target; bound: certified, no attack passes it; any: any content",
+        caption="best: the strongest attack for each target; bound: certified, no attack passes it",
     )
     table.add_column("run", no_wrap=True)
-    for column in (
-        *list(_HEADINGS.values())[:2],
-        "before",
-        "after\nPGD",
-        "after\nbest",
-        "bound",
-        "any\nbest",
-        "any\nbound",
-    ):
+    for column in (*list(_HEADINGS.values())[:2], "before", "after\nPGD", "after\nbest", "bound"):
         table.add_column(column, justify="right", no_wrap=True)
     names = list(_HEADINGS)[:2]
     for name, baselines, compared in groups:
@@ -97,7 +89,7 @@ def print_runs(
         table.add_section()
         label = f" ({name})" if len(groups) > 1 else ""
         for baseline, values in baselines.items():
-            table.add_row(f"{TITLES[baseline]}{label}", *_cells(values, names), *["-"] * 6, style="dim")
+            table.add_row(f"{TITLES[baseline]}{label}", *_cells(values, names), *["-"] * 4, style="dim")
         table.add_section()
     console.print(table)
     for _, _, compared in groups:

@@ -1,10 +1,13 @@
 """The tables of attacks, certificates and gradients."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 
 
 def print_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
@@ -70,6 +73,20 @@ def print_certificate(console: Console, run: Path, report: dict[str, Any], num_i
         found = "-" if attacked is None else f"{attacked[f'hit@{k}_after']:.4f}"
         replaced.add_row(" and ".join(result["modalities"]), f"{result[f'certified_hit@{k}']:.4f}", found)
     console.print(replaced)
+
+
+def print_any_content(console: Console, results: Mapping[Path, Sequence[dict[str, Any]]], k: int) -> None:
+    """Of each run: random targets whose rows are replaced by any others, after the strongest attack; no epsilon."""
+    if not any(results.values()):
+        return
+    table = Table("run", "before", "after\nbest", "bound", title=f"hit@{k} with any photo and any text")
+    for run, of_run in results.items():
+        if of_run:
+            found = find_result(of_run, STRONGEST, None)
+            bound = found[f"certified_hit@{k}"]
+            hits = (f"{found[f'hit@{k}_{when}']:.4f}" for when in ("before", "after"))
+            table.add_row(run.name, *hits, "none" if bound is None else f"{bound:.4f}")
+    console.print(table)
 
 
 def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
