@@ -2,8 +2,8 @@
 
 python -m benchmarks.peers.mmgcn data/hmfashion --mmrec ../MMRec --epochs 20 --write docs/benchmarks.md
 
-MMRec's needs torch_geometric beside (docs/benchmarks.md says how it was run); none of its code is here. Ours: configs/mmgcn.yaml,
-and the same with the published objective of one sampled negative.
+MMRec's needs torch_geometric beside (docs/benchmarks.md says how it was run); none of its code is here. Ours:
+configs/mmgcn.yaml, and the same with the published objective of one sampled negative.
 """
 
 from pathlib import Path
@@ -24,7 +24,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    catalog, epochs = Catalog(arguments.catalog), [f"clean.epochs={arguments.epochs}", "clean.patience=null"]
+    catalog, epochs = (
+        Catalog(arguments.catalog),
+        [f"clean.epochs={arguments.epochs}", f"clean.patience={arguments.epochs}"],
+    )
     found = [
         mmrec("MMGCN", catalog, arguments.mmrec, arguments.epochs),
         ours("MMGCN sampled, ours", catalog, [*epochs, "clean.objective=sampled"], CONFIG),

@@ -195,7 +195,7 @@ def test_the_report_keeps_the_contract(tiny_catalog):
     config = AttackConfig(num_targets=10, seeds=[1, 2], epsilons=[0.05, 0.1], k=20, apgd_steps=10, queries=20)
     report = promotion.attack_model(model, catalog, config, twin)  # type: ignore[arg-type]
     again = promotion.attack_model(model, catalog, config, twin)  # type: ignore[arg-type]
-    for result in (*report["results"], *again["results"]):
+    for result in (found for one in (report, again) for kind in ("results", "any_content") for found in one[kind]):
         result.pop("seconds")
     assert report == again
     assert (
@@ -206,14 +206,18 @@ def test_the_report_keeps_the_contract(tiny_catalog):
     assert {(r["stratum"], r["attack"], r["epsilon"]) for r in report["results"]} == set(
         itertools.product(("random", "cold", "popular"), (*ATTACKS, "strongest"), (0.05, 0.1))
     )
-    for result in report["results"]:
+    assert {(r["stratum"], r["attack"], r["epsilon"]) for r in report["any_content"]} == set(
+        itertools.product(("random", "cold", "popular"), (*ATTACKS, "strongest"), (None,))
+    )
+    for result in (*report["results"], *report["any_content"]):
         assert result["hit@20_after"] - result["hit@20_before"] == pytest.approx(result["promotion_gain"])
         assert result["targets"] == 20 and 0 <= result["promoted_share"] <= 1
         assert result["mean_rank_after"] - result["mean_rank_before"] == pytest.approx(result["mean_rank_change"])
         for k in (10, 20, 50, 100):
             assert 0 <= result[f"hit@{k}_before"] <= 1 and 0 <= result[f"hit@{k}_after"] <= 1
         assert result["hit@20_after"] <= result["certified_hit@20"] and result["above_certificate"] == 0
-        strongest = promotion.find_result(report["results"], "strongest", result["epsilon"], result["stratum"])
+        of_its_kind = report["any_content" if result["epsilon"] is None else "results"]
+        strongest = promotion.find_result(of_its_kind, "strongest", result["epsilon"], result["stratum"])
         assert result["hit@20_after"] <= strongest["hit@20_after"]
     pgd = promotion.find_result(report["results"], "pgd", 0.1)
     assert pgd["hit@20_after"] > pgd["hit@20_before"] and pgd["mean_rank_change"] < 0
