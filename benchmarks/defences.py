@@ -51,7 +51,7 @@ class Plan:
     attack: list[str] = field(default_factory=list)
     certify: bool = True
     fewer_seeds: dict[str, list[int]] = field(default_factory=dict)
-    """Of variants that are far off."""
+    """Of variants that are far off; in a plan's file by catalog."""
 
     @classmethod
     def read(cls, path: Path) -> "list[Plan]":
@@ -59,12 +59,13 @@ class Plan:
         keys = _with_base(path)
         without, overrides = keys.pop("without", []), keys.pop("overrides", [])
         runs = keys.pop("runs", None) or load_config(Path(keys["config"]), overrides).name
-        catalogs = keys.pop("catalogs", {None: None})
+        catalogs, fewer_seeds = keys.pop("catalogs", {None: None}), keys.pop("fewer_seeds", {})
         keys["defences"] = {name: value for name, value in keys["defences"].items() if name not in without}
         return [
             cls(
                 name=path.stem if catalog is None else f"{path.stem}-{catalog}",
                 runs=runs.format(catalog=catalog),
+                fewer_seeds=fewer_seeds.get(catalog, {}),
                 overrides=overrides if catalog is None else [f"catalog={folder}", *overrides],
                 **keys,
             )
