@@ -176,10 +176,11 @@ class AdversarialConfig(Section):
     furthest point along the newest gradient, so that the modalities are coordinated without a lambda. certified: no
     perturbation; every negative's score is raised by the most that the budget can add for the user, in one pass."""
     budget: Literal["ball", "any_content"] = "ball"
-    """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: replace it by any
-    row of length 1, whatever photo or text; epsilon and norm do not matter then."""
+    """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: bring it so much of
+    the way towards any row of length 1, whatever photo or text; norm does not matter then."""
     epsilon: Rate = 0.05
-    """Radius of the ball, as a share of the L2 norm of each projected feature row."""
+    """Radius of the ball, as a share of the L2 norm of each projected feature row; with any_content share of the way,
+    at most 1."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of the ball. The sign step of linf is not continuous, so that rounding shows: numbers of ranks
     agree to about 1e-3, not 1e-5."""
@@ -202,6 +203,8 @@ class AdversarialConfig(Section):
     def _steps_fit(self) -> "AdversarialConfig":
         if self.adversary in ("user_coordination", "conditional_gradient") and self.steps < 2:
             raise ValueError(f"adversarial.adversary {self.adversary} is uat in a single step; set adversarial.steps=2")
+        if self.budget == "any_content" and self.epsilon > 1:
+            raise ValueError("adversarial.epsilon is a share of the way with any_content; set it to at most 1")
         return self
 
 

@@ -27,7 +27,8 @@ def test_every_variant_of_a_plan_is_a_configuration(path, monkeypatch):
 def test_a_plan_takes_from_its_base_what_it_does_not_say(tmp_path):
     (tmp_path / "base.yaml").write_text(
         "config: configs/default.yaml\ncatalogs: {one: data/one, two: data/two}\nruns: '{catalog}'\nseeds: [0, 1]\n"
-        "clean: {clean: []}\ndefences: {uat: [adversarial.adversary=uat], certified: []}\nfewer_seeds: {one: {uat: [0]}}\n"
+        "clean: {clean: []}\ndefences: {uat: [adversarial.adversary=uat], certified: []}\n"
+        "fewer_seeds: {one: {uat: [0]}}\n"
     )
     (tmp_path / "own.yaml").write_text("base: base.yaml\nruns: '{catalog}-own'\nwithout: [certified]\n")
     one, two = Plan.read(tmp_path / "own.yaml")

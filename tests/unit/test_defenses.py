@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tests.unit.random_model import content_model
 from tests.unit.test_coordination import ITEMS, OBJECTIVES, D, SeenView, deltas_of, problem
-from uatmc_dist.adversary.budget import Ball, worst_case_bonus
+from uatmc_dist.adversary.budget import AnyContent, Ball, worst_case_bonus
 from uatmc_dist.adversary.coordination import AscentRule, closed_form
 from uatmc_dist.adversary.defenses import Noise, Problem, adversary, certified_loss
 from uatmc_dist.config import AdversarialConfig
@@ -84,7 +84,7 @@ def test_the_certified_loss_is_that_of_negatives_raised_as_far_as_can_be(objecti
     if budget == "ball":
         raised_Bn = scores_Bn + 0.2 * sum(directions.norm(dim=1, keepdim=True) for directions, _ in along)
     else:
-        raised_Bn = scores_Bn + sum(
+        raised_Bn = scores_Bn + 0.2 * sum(
             directions.norm(dim=1, keepdim=True) - directions @ rows.T for directions, rows in along
         )
     index_B = view.rows.index_of(batch.positives_B)
@@ -132,6 +132,26 @@ def test_noise_has_full_length_a_direction_of_its_own_for_each_step_and_needs_no
     assert not torch.equal(steps[0][0], steps[1][0]) and not torch.equal(steps[0][0], steps[0][1])
     again = noise(problem_of_noise, torch.tensor(0.0), 0)
     assert torch.equal(again[0], steps[0][0])
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_any_content_goes_so_much_of_the_way_to_rows_of_length_one(share):
+    generator = torch.Generator().manual_seed(0)
+    rows, gradient = (torch.randn(20, D, generator=generator).double() for _ in range(2))
+    rows, budget = F.normalize(rows, dim=1), AnyContent(share)
+    rows[4], gradient[5] = 0, 0  # no photo; no gradient
+    zero = torch.zeros_like(rows)
+    best = rows + budget.ascend(zero, gradient, rows, 1.0)
+    moved = torch.arange(20) != 5
+    reached = (best * gradient).sum(1) - (rows * gradient).sum(1)
+    torch.testing.assert_close(reached[moved], budget.gain(gradient, rows).diagonal()[moved])
+    assert torch.equal(best[5], rows[5])
+    for step in (0.2, 0.7, 2.0):
+        delta = budget.ascend(budget.ascend(zero, -gradient, rows, 0.4), gradient, rows, step)
+        towards = (rows + delta - (1 - share) * rows) / share
+        torch.testing.assert_close(towards[moved].norm(dim=1), torch.ones(19).double())
+        torch.testing.assert_close(budget.project(delta, rows), delta)
+        assert ((delta * gradient).sum(1) <= reached + 1e-12).all()
 
 
 def test_normal_rows_do_not_depend_on_how_they_are_shared_out():

@@ -23,8 +23,8 @@ class Budget(Protocol):
         ...
 
     def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
-        """The most that perturbing a UNIT row can add to <row, direction>, or, where rows are replaced, that
-        <row, direction> can come to, [n]. `ascend` from zero with step 1 attains it. Differentiable."""
+        """The most that perturbing a UNIT row can add to <row, direction>, or, where rows are replaced, that what comes
+        can add to what is left of it, [n]. `ascend` from zero with step 1 attains it. Differentiable."""
         ...
 
     def gain(self, directions_Ad: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
@@ -89,29 +89,30 @@ class Ball:
 @dataclass(frozen=True)
 class AnyContent:
     """The row may become any row of length 1: whatever photo or text, through whatever encoder (docs/algorithm.md,
-    section 7.1). It has no epsilon and no norm."""
+    section 7.1). With a share below 1 it goes so much of the way towards any: to (1 - share) row + share u, |u| = 1."""
 
+    share: float = 1.0
     replaces: ClassVar[bool] = True
 
     def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
-        return directions_nd.norm(dim=1)
+        return self.share * directions_nd.norm(dim=1)
 
     def gain(self, directions_Ad: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
-        return self.most(directions_Ad)[:, None] - directions_Ad @ rows_nd.T
+        return self.most(directions_Ad)[:, None] - self.share * (directions_Ad @ rows_nd.T)
 
     def project(self, delta_nd: torch.Tensor, rows_nd: torch.Tensor) -> torch.Tensor:
-        """Back onto the sphere. Where nothing is left of a row there is no nearest point, and it stays unperturbed."""
-        moved_nd = rows_nd + delta_nd
-        unit_nd = _unit(moved_nd)
-        return torch.where((moved_nd != 0).any(dim=1, keepdim=True), unit_nd - rows_nd, torch.zeros_like(rows_nd))
+        """Where nothing is left of u there is no nearest point, and the row stays unperturbed."""
+        towards_nd = rows_nd + delta_nd / self.share
+        is_there = (towards_nd != 0).any(dim=1, keepdim=True)
+        return torch.where(is_there, self.share * (_unit(towards_nd) - rows_nd), 0.0)
 
     def ascend(
         self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
     ) -> torch.Tensor:
-        """The mean of where the row is and of the sphere's furthest point along the gradient, weighted by the step
-        (at most 1), and back onto the sphere."""
-        share = torch.as_tensor(step, dtype=rows_nd.dtype, device=rows_nd.device).clamp(max=1)
-        ahead_nd = share * (_unit(gradient_nd) - rows_nd) + (1 - share) * delta_nd
+        """u becomes the mean of itself and of the furthest point along the gradient, weighted by the step (at most 1),
+        put back to length 1."""
+        part = torch.as_tensor(step, dtype=rows_nd.dtype, device=rows_nd.device).clamp(max=1)
+        ahead_nd = part * self.share * (_unit(gradient_nd) - rows_nd) + (1 - part) * delta_nd
         stays = (gradient_nd == 0).all(dim=1, keepdim=True)
         return torch.where(stays, delta_nd, self.project(ahead_nd, rows_nd))
 

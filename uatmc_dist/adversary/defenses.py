@@ -123,7 +123,7 @@ def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary
 
 
 def budget_of(config: AdversarialConfig) -> Budget:
-    return AnyContent() if config.budget == "any_content" else Ball(config.epsilon, config.norm)
+    return AnyContent(config.epsilon) if config.budget == "any_content" else Ball(config.epsilon, config.norm)
 
 
 def certified_loss(config: AdversarialConfig, problem: Problem) -> torch.Tensor:
@@ -134,11 +134,11 @@ def certified_loss(config: AdversarialConfig, problem: Problem) -> torch.Tensor:
     assert linear is not None
     content_BC, dtype = users_BK[:, -linear.w_v.shape[0] :], users_BK.dtype
     bonus_B = worst_case_bonus(content_BC, linear.w_v.to(dtype), linear.w_t.to(dtype), budget, budget)
-    if not budget.replaces:
+    if not isinstance(budget, AnyContent):
         return problem.loss(view.clean, bonus_B)
-    # Whatever content a negative has is replaced; that of the positive is not.
-    bias_nC = linear.bias.to(dtype).expand_as(linear.content_nC)
+    # The share of a negative's content that is replaced goes; that of the positive stays.
+    leaving_nC = budget.share * (linear.content_nC - linear.bias.to(dtype))
     index_B = problem.rows.index_of(problem.batch.positives_B)
-    own_B = sum_over_ranks(scores_at(content_BC, linear.content_nC - bias_nC, index_B))
-    without_content = Scored(users_BK, torch.cat([linear.identity_nd, bias_nC], dim=1))
-    return problem.loss(without_content, bonus_B - own_B)
+    own_B = sum_over_ranks(scores_at(content_BC, leaving_nC, index_B))
+    left = Scored(users_BK, torch.cat([linear.identity_nd, linear.content_nC - leaving_nC], dim=1))
+    return problem.loss(left, bonus_B - own_B)
