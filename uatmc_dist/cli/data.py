@@ -133,14 +133,20 @@ def synthesize(
     users: Annotated[int, typer.Option(help="Number of users.")] = 3000,
     items: Annotated[int, typer.Option(help="Number of items.")] = 2000,
     interactions: Annotated[int, typer.Option(help="Number of interactions, at least 5 a user.")] = 24000,
-    visual_dim: Annotated[int, typer.Option(help="Width of the visual features.")] = 256,
-    text_dim: Annotated[int, typer.Option(help="Width of the textual features.")] = 128,
+    visual_dim: Annotated[int, typer.Option(help="Width of the visual features; not with --photos.")] = 256,
+    text_dim: Annotated[int, typer.Option(help="Width of the textual features; not with --photos.")] = 128,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="Draw photos and write texts (OUT/shop), and encode them.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same catalog.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
 ) -> None:
     """Makes a planted-taste catalog: clusters drive photos, texts and behaviour."""
     from uatmc_dist.data import synthetic
 
+    if photos:
+        _synthesize_with_photos(out, users, items, interactions, seed, overwrite)
+        return
     with shown("rows") as progress:
         synthetic.synthesize(
             out,
@@ -153,6 +159,27 @@ def synthesize(
             overwrite=overwrite,
             progress=progress,
         )
+    tell_catalog(out)
+
+
+def _synthesize_with_photos(out: Path, users: int, items: int, interactions: int, seed: int, overwrite: bool) -> None:
+    from uatmc_dist.data import synthetic_shop
+    from uatmc_dist.data.building import BuildOptions, build_catalog
+    from uatmc_dist.data.catalog_writer import refuse_to_replace
+
+    refuse_to_replace(out, overwrite)
+    shop = out / "shop"
+    with shown("photos drawn") as progress:
+        synthetic_shop.synthesize_shop(
+            shop, users=users, items=items, interactions=interactions, seed=seed, progress=progress
+        )
+    options = BuildOptions(
+        interactions=shop / synthetic_shop.ORDERS,
+        items=shop / synthetic_shop.ARTICLES,
+        photos=shop / synthetic_shop.PHOTOS,
+    )
+    say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    build_catalog(out, options, overwrite, shown, say)
     tell_catalog(out)
 
 

@@ -8,6 +8,7 @@ single-modality parts.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,30 +45,19 @@ def synthesize(
     `progress(done, total)` is told of the users whose interactions are drawn and of the feature rows written.
     Raises UserError where the sizes cannot be met.
     """
-    for name, value in (("users", users), ("items", items), ("visual-dim", visual_dim), ("text-dim", text_dim)):
+    for name, value in (("visual-dim", visual_dim), ("text-dim", text_dim)):
         if value < 1:
             raise UserError(f"--{name} {value}: at least 1 is needed")
-    if interactions < _MIN_DEGREE * users:
-        raise UserError(f"--interactions {interactions}: at least {_MIN_DEGREE * users} for {users} users (5 each)")
-    if interactions > users * items // 4:
-        raise UserError(
-            f"--interactions {interactions}: at most a quarter of users x items ({users * items // 4}); "
-            "raise --users or --items"
-        )
+    check_sizes(users, items, interactions)
     writer = CatalogWriter(out, out.name, users, items, overwrite)
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 0)))
-    num_clusters = max(2, items // _ITEMS_PER_CLUSTER)
-    cluster_of = np.sort(rng.integers(num_clusters, size=items))
-    centres = rng.standard_normal((num_clusters, _SHARED), dtype=np.float32)
-    visual_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
-    text_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
+    planted = Planted.draw(users, items, seed)
 
     total = users + 2 * items
-    for block in _draw_interactions(rng, users, items, interactions, cluster_of, centres, visual_only, text_only):
+    for block in planted.interactions(interactions):
         writer.interactions(block)
         progress(int(block.users[-1]) + 1, total)
     for index, (modality, width, single) in enumerate(
-        (("visual", visual_dim, visual_only), ("text", text_dim, text_only))
+        (("visual", visual_dim, planted.visual_only), ("text", text_dim, planted.text_only))
     ):
         mixing = np.random.default_rng((seed, 1, index)).standard_normal(
             (_SHARED + _SINGLE + _STYLE, width), dtype=np.float32
@@ -79,11 +69,57 @@ def synthesize(
                 noise = np.random.default_rng((seed, 2, index, start))
                 count = rows.stop - rows.start
                 style = noise.standard_normal((count, _STYLE), dtype=np.float32)
-                latent = np.concatenate([centres[cluster_of[rows]], single[rows], style], axis=1)
+                latent = np.concatenate([planted.shared(rows), single[rows], style], axis=1)
                 feature_writer.write(latent @ mixing + 0.3 * noise.standard_normal((count, width), dtype=np.float32))
                 progress(users + index * items + rows.stop, total)
     ids = [str(item) for item in range(items)]
-    writer.finish(ids, [f"item {item} of cluster {cluster_of[item]}" for item in range(items)], {})
+    writer.finish(ids, [f"item {item} of cluster {planted.cluster_of[item]}" for item in range(items)], {})
+
+
+@dataclass
+class Planted:
+    """Latents of items, and the generator that goes on to draw users and what they buy; float32."""
+
+    users: int
+    items: int
+    cluster_of: np.ndarray
+    centres: np.ndarray
+    visual_only: np.ndarray
+    text_only: np.ndarray
+    _rng: np.random.Generator
+
+    @classmethod
+    def draw(cls, users: int, items: int, seed: int) -> "Planted":
+        rng = np.random.default_rng(np.random.SeedSequence((seed, 0)))
+        num_clusters = max(2, items // _ITEMS_PER_CLUSTER)
+        cluster_of = np.sort(rng.integers(num_clusters, size=items))
+        centres = rng.standard_normal((num_clusters, _SHARED), dtype=np.float32)
+        visual_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
+        text_only = rng.standard_normal((items, _SINGLE), dtype=np.float32)
+        return cls(users, items, cluster_of, centres, visual_only, text_only, rng)
+
+    def shared(self, items: int | slice) -> np.ndarray:
+        """What both modalities say of an item, [16] or [n, 16]."""
+        return self.centres[self.cluster_of[items]]
+
+    def interactions(self, number: int) -> Iterator[Interactions]:
+        """Block by block of users; once."""
+        given = self.cluster_of, self.centres, self.visual_only, self.text_only
+        return _draw_interactions(self._rng, self.users, self.items, number, *given)
+
+
+def check_sizes(users: int, items: int, interactions: int) -> None:
+    """UserError where they cannot be met."""
+    for name, value in (("users", users), ("items", items)):
+        if value < 1:
+            raise UserError(f"--{name} {value}: at least 1 is needed")
+    if interactions < _MIN_DEGREE * users:
+        raise UserError(f"--interactions {interactions}: at least {_MIN_DEGREE * users} for {users} users (5 each)")
+    if interactions > users * items // 4:
+        raise UserError(
+            f"--interactions {interactions}: at most a quarter of users x items ({users * items // 4}); "
+            "raise --users or --items"
+        )
 
 
 def _draw_interactions(
