@@ -46,6 +46,8 @@ AttackName = Literal[
     "square",
     "transfer",
 ]
+ContentAttackName = Literal["pixels", "insa", "expa", "copy_photo"]
+FileFormat = Literal["png", "jpeg95", "jpeg75", "webp"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 METRIC_KS = (5, 10, 20, 50)
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in METRIC_KS)
@@ -297,6 +299,38 @@ class AttackConfig(Section):
         return self
 
 
+class ContentAttackConfig(Section):
+    """Promotion attacks on photos and words, judged by the files that a seller could upload."""
+
+    attacks: list[ContentAttackName] = ["pixels", "copy_photo"]
+    """pixels: small changes of the photo. insa, expa: those of the literature (arXiv 2006.01888), towards high scores
+    and towards the photo of the most popular item. copy_photo: that photo itself."""
+    pixels: list[Rate] = [0.5, 1, 2, 4, 8]
+    """Sizes of the change in 1/255: of every pixel (linf), or root mean squares (l2)."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the change."""
+    steps: Positive = 24
+    """Ascent steps for each size."""
+    formats: list[FileFormat] = ["png", "jpeg95", "jpeg75", "webp"]
+    """Files that the changed photo is written to and read back from; jpeg95: JPEG of quality 95."""
+    num_targets: Positive = 50
+    """Random target items a seed."""
+    seeds: list[Count] = [1]
+    """Each seed draws targets and anchor users anew, as attack.seeds do."""
+
+    @model_validator(mode="after")
+    def _lists_make_sense(self) -> "ContentAttackConfig":
+        for name in ("attacks", "pixels", "formats", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"content_attack.{name} is empty; give at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"content_attack.{name} {values} names one twice; give each once")
+        if self.pixels != sorted(self.pixels):
+            raise ValueError(f"content_attack.pixels {self.pixels}: give the smaller ones first")
+        return self
+
+
 class CheckpointConfig(Section):
     """Resumable checkpoints, loadable at any world size."""
 
@@ -353,6 +387,8 @@ class Config(Section):
     """Full ranking."""
     attack: AttackConfig = AttackConfig()
     """Promotion attacks."""
+    content_attack: ContentAttackConfig = ContentAttackConfig()
+    """Promotion attacks on files."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     distributed: DistributedConfig = DistributedConfig()

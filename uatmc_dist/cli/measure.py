@@ -97,6 +97,30 @@ def _surrogate(config: Any, catalog: Any) -> Any:
     return None
 
 
+@app.command("attack-content")
+def attack_content(
+    run: RunPath,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos are encoded.")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check fails.")] = False,
+) -> None:
+    """Promotion attacks on photos, judged by the files; writes content_attack.json. An interrupted one goes on."""
+    from uatmc_dist.content_attacks.report import summarise
+    from uatmc_dist.content_attacks.suite import ContentAttacks
+    from uatmc_dist.tables.attacks import print_content_attacks
+
+    folder, config, catalog, model = opened(run, overrides)
+    attacks = ContentAttacks(model, catalog, config.attack, config.content_attack, run / "content_attack", device)
+    with shown("targets") as progress:
+        records = attacks.run(progress)
+    report = summarise(records, config.content_attack, config.attack.k)
+    path = folder.write_json("content_attack.json", report)
+    print_content_attacks(console, run, report)
+    tell_written(path)
+    if strict and any(check["passed"] is False for check in report["checks"]):
+        raise typer.Exit(1)
+
+
 @app.command()
 def certify(run: RunPath, overrides: Overrides = None) -> None:
     """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet."""

@@ -167,6 +167,11 @@ class Catalog:
         table = self._read("items.parquet")
         return table["source_id"].to_pylist(), table["title"].to_pylist()
 
+    def contents(self, name: str) -> list[str | None] | None:
+        """Of each item its `text`, or the path of its `photo`; None where the catalog was not built from them."""
+        table = self._read("items.parquet")
+        return table[name].to_pylist() if name in table.column_names else None
+
     def _read(self, name: str, **options: Any) -> pa.Table:
         path = self.path / name
         if name not in self._whole:

@@ -1,5 +1,6 @@
 """Photos as files: found by the id of their item, opened as RGB whatever they are."""
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -73,12 +74,17 @@ def open_photo(path: Path) -> Image.Image:
     """RGB, upright (EXIF), the first frame of an animation, transparency on white, 16 bits as 8.
 
     Raises BrokenPhoto for what cannot be seen."""
-    if path.stat().st_size == 0:
+    return open_photo_bytes(path.read_bytes())
+
+
+def open_photo_bytes(content: bytes) -> Image.Image:
+    """The same of a file's content."""
+    if not content:
         raise BrokenPhoto("an empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(io.BytesIO(content)) as file:
                 file.seek(0)
                 photo = ImageOps.exif_transpose(file)
                 photo.load()

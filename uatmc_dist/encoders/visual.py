@@ -7,7 +7,7 @@ NAME or FOLDER            any vision model of transformers
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL
 import torch
@@ -21,6 +21,7 @@ from uatmc_dist.encoders.base import (
     loading_problem,
     offline_without_network,
 )
+from uatmc_dist.encoders.preprocessing import Preprocessing
 from uatmc_dist.errors import UserError
 
 DEFAULT = "efficientnet-lite0"
@@ -29,37 +30,65 @@ OPTION = "--visual-encoder"
 
 def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]:
     """Raises UserError for a name that does not exist, weights that cannot be had, a library that is not there."""
-    option, where = f"{OPTION} {name}", chosen_device(device)
+    parts, where = _parts(name), chosen_device(device)
+    model = parts.model.to(where)
+    opened = {"opened_with": f"pillow {PIL.__version__}", **parts.recorded}
+
+    @torch.inference_mode()
+    def encode(photos: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([parts.prepare(photo) for photo in photos]).to(where)
+        return parts.forward(model, pixels).float().cpu()
+
+    return encoder_of(encode, name, parts.package, model, opened, where)
+
+
+class PixelEncoder:
+    """The same encoder as a differentiable function of the pixels."""
+
+    def __init__(self, name: str, device: str = "auto") -> None:
+        """As `open_visual_encoder`."""
+        parts, self.device = _parts(name), chosen_device(device)
+        self.name, self._forward, self._preprocessing = name, parts.forward, parts.preprocessing()
+        self._model = parts.model.to(self.device)
+
+    def __call__(self, pixels_n3hw: torch.Tensor) -> torch.Tensor:
+        """Features [n, width], float32, of pixels from 0 to 255 as they are in the file, upright and RGB."""
+        return self._forward(self._model, self._preprocessing(pixels_n3hw)).float()
+
+
+_Prepare = Callable[[Image.Image], torch.Tensor]
+_Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+class _Parts(NamedTuple):
+    package: str
+    model: Any
+    prepare: _Prepare
+    forward: _Forward
+    recorded: dict[str, Any]
+    preprocessing: Callable[[], Preprocessing]
+
+
+def _parts(name: str) -> _Parts:
+    option = f"{OPTION} {name}"
     library, colon, rest = name.partition(":")
     if name != DEFAULT:
         offline_without_network()
     try:
         if name == DEFAULT:
-            package, model, prepare, forward, preprocessing = _efficientnet_lite0(option)
+            parts = _efficientnet_lite0(option)
         elif colon and library == "timm":
-            package, model, prepare, forward, preprocessing = _timm(rest, option)
+            parts = _timm(rest, option)
         elif colon and library == "open_clip":
-            package, model, prepare, forward, preprocessing = _open_clip(rest, option)
+            parts = _open_clip(rest, option)
         else:
-            package, model, prepare, forward, preprocessing = _transformers(name, option)
+            parts = _transformers(name, option)
     except UserError:
         raise
     except Exception as error:  # each library has errors of its own for the same thing
         raise loading_problem(option, error) from None
-    model = model.eval().requires_grad_(False).to(where)
-    opened = {"opened_with": f"pillow {PIL.__version__}", **preprocessing}
-
-    @torch.inference_mode()
-    def encode(photos: Sequence[Image.Image]) -> torch.Tensor:
-        pixels = torch.stack([prepare(photo) for photo in photos]).to(where)
-        return forward(model, pixels).float().cpu()
-
-    return encoder_of(encode, name, package, model, opened, where)
-
-
-_Prepare = Callable[[Image.Image], torch.Tensor]
-_Forward = Callable[[Any, torch.Tensor], torch.Tensor]
-_Parts = tuple[str, Any, _Prepare, _Forward, dict[str, Any]]
+    parts.model.eval().requires_grad_(False)
+    return parts
 
 
 def _efficientnet_lite0(option: str) -> _Parts:
@@ -80,9 +109,16 @@ def _efficientnet_lite0(option: str) -> _Parts:
         pixels = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
         return torch.from_numpy((pixels - mean) / scale).permute(2, 0, 1)
 
-    preprocessing = {"resize": [size, size], "resample": "bicubic (Pillow)", "mean": mean, "scale": scale}
-    pooled = {**preprocessing, "pooling": "mean of the last convolution"}
-    return "efficientnet-lite-pytorch", model, prepare, lambda m, x: m.extract_features(x).mean(dim=(2, 3)), pooled
+    recorded = {"resize": [size, size], "resample": "bicubic (Pillow)", "mean": mean, "scale": scale}
+    recorded["pooling"] = "mean of the last convolution"
+    return _Parts(
+        "efficientnet-lite-pytorch",
+        model,
+        prepare,
+        lambda m, x: m.extract_features(x).mean(dim=(2, 3)),
+        recorded,
+        lambda: Preprocessing((size, size), None, "bicubic", [mean] * 3, [scale] * 3),
+    )
 
 
 def _timm(name: str, option: str) -> _Parts:
@@ -90,7 +126,8 @@ def _timm(name: str, option: str) -> _Parts:
     model = timm.create_model(name, pretrained=True, num_classes=0)
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    return "timm", model, transform, lambda m, x: m(x), {key: _plain(value) for key, value in config.items()}
+    recorded = {key: _plain(value) for key, value in config.items()}
+    return _Parts("timm", model, transform, lambda m, x: m(x), recorded, lambda: Preprocessing.of_timm(config))
 
 
 def _open_clip(name: str, option: str) -> _Parts:
@@ -99,7 +136,14 @@ def _open_clip(name: str, option: str) -> _Parts:
     if not pretrained:
         raise UserError(f"{option}: which weights is missing; write open_clip:{architecture}/laion2b_s34b_b79k")
     model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=pretrained)
-    return "open_clip_torch", model, transform, lambda m, x: m.encode_image(x), {"transform": str(transform)}
+    return _Parts(
+        "open_clip_torch",
+        model,
+        transform,
+        lambda m, x: m.encode_image(x),
+        {"transform": str(transform)},
+        lambda: Preprocessing.of_timm(open_clip.get_model_preprocess_cfg(model)),
+    )
 
 
 def _transformers(name: str, option: str) -> _Parts:
@@ -124,7 +168,9 @@ def _transformers(name: str, option: str) -> _Parts:
             return hidden.mean(dim=(2, 3))
         return hidden.mean(dim=1) if hidden.ndim == 3 else hidden
 
-    return "transformers", model, prepare, forward, _plain(processor.to_dict())
+    recorded = _plain(processor.to_dict())
+    preprocessing = lambda: Preprocessing.of_transformers(recorded)  # noqa: E731
+    return _Parts("transformers", model, prepare, forward, recorded, preprocessing)
 
 
 def _plain(value: Any) -> Any:

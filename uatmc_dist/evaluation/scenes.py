@@ -3,7 +3,7 @@
 T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -14,7 +14,7 @@ import torch
 from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_kernels import topk_all_items
 
@@ -132,12 +132,14 @@ class Scene:
                     counts[row, column] += (scores_AT > bar_AT).sum(0)
         return counts.double() / len(self.targets.users_AK)
 
-    def certified_hits(self, budget: Budget) -> torch.Tensor:
-        """Upper bound on `hits` at k after ANY perturbation in the budget, [T]: the share of anchors whose bar the
-        target's score passes when raised by the most that is possible for them (docs/algorithm.md, section 7)."""
+    def certified_hits(self, budget: Budget, modalities: Sequence[str] = MODALITIES) -> torch.Tensor:
+        """Upper bound on `hits` at k after ANY perturbation of these modalities in the budget, [T]: the share of
+        anchors whose bar the target's score passes when raised by the most that is possible for them
+        (docs/algorithm.md, section 7)."""
         targets = self.targets
         content_Ad = targets.content_Ad.double()
-        fused = (targets.w_v.double(), targets.v_Td.double()), (targets.w_t.double(), targets.t_Td.double())
+        of_both = (targets.w_v.double(), targets.v_Td.double()), (targets.w_t.double(), targets.t_Td.double())
+        fused = [of_one for name, of_one in zip(MODALITIES, of_both, strict=True) if name in modalities]
         counts_T = torch.zeros(len(targets), dtype=torch.int64)
         for chunk in self._chunks():
             bonus_AT = torch.zeros(())

@@ -28,7 +28,11 @@ def print_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
         bounds = (bound[epsilon] for epsilon in budgets)
         table.add_row("certificate", *("none" if value is None else f"{value:.4f}" for value in bounds))
         console.print(table)
-    for check in report["checks"]:
+    _print_checks(console, report["checks"])
+
+
+def _print_checks(console: Console, checks: Sequence[dict[str, Any]]) -> None:
+    for check in checks:
         name = check["check"].replace("_", " ")
         if check["passed"] is None:
             console.print(f"[yellow]-[/]       {name}: not tested by these attacks", highlight=False)
@@ -87,6 +91,29 @@ def print_any_content(console: Console, results: Mapping[Path, Sequence[dict[str
             hits = (f"{found[f'hit@{k}_{when}']:.4f}" for when in ("before", "after"))
             table.add_row(run.name, *hits, "none" if bound is None else f"{bound:.4f}")
     console.print(table)
+
+
+def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
+    """A row for each attack and size, a column for each file."""
+    k, results = report["k"], report["results"]
+    files = list(dict.fromkeys(result["file"] for result in results))
+    shortened = {"as computed": "as\ncomputed", "best file": "best\nfile"}
+    table = Table(title=f"{run}: hit@{k} of random targets after changed photos, {report['options']['norm']}")
+    for head in ("attack", "size / 255", *(shortened.get(file, file) for file in files)):
+        table.add_column(head)
+    for attack, size in dict.fromkeys((result["attack"], result["size"]) for result in results):
+        row = {r["file"]: r[f"hit@{k}_after"] for r in results if (r["attack"], r["size"]) == (attack, size)}
+        cells = (f"{row[file]:.4f}" if file in row else "-" for file in files)
+        table.add_row(attack, "-" if size is None else f"{size:g}", *cells)
+    console.print(table)
+    if results:
+        first = results[0]
+        console.print(
+            f"before {first[f'hit@{k}_before']:.4f}; any photo at all {first[f'hit@{k}_any_photo']:.4f}, certificate "
+            f"{first[f'certified_hit@{k}_any_photo']:.4f}",
+            highlight=False,
+        )
+    _print_checks(console, report["checks"])
 
 
 def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:

@@ -1,0 +1,87 @@
+"""Photos drawn, encoded, trained on and attacked as files, with nothing but what pip brings."""
+
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import TINY, run_uatmc, train
+
+SHORT = (
+    "attack.k=10",
+    "content_attack.num_targets=2",
+    "content_attack.pixels=[4]",
+    "content_attack.steps=4",
+    "content_attack.formats=[png, jpeg95]",
+)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """(catalog with photos, run)"""
+    folder = tmp_path_factory.mktemp("shop")
+    made = run_uatmc(
+        "data", "synthesize", folder / "shop", "--photos", "--users", 60, "--items", 40, "--interactions", 400
+    )
+    assert "photos of 40 of 40 items" in made.stdout
+    values = {**TINY, "catalog": str(folder / "shop"), "output_dir": str(folder / "runs"), "clean": {"epochs": 2}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    assert train(folder / "tiny.yaml").returncode == 0
+    return folder / "shop", folder / "runs/tiny"
+
+
+def test_photos_are_attacked_and_judged_by_their_files(shop):
+    _, run = shop
+    first = run_uatmc("attack-content", run, *SHORT)
+    report = json.loads((run / "content_attack.json").read_text())
+    entries = {(r["attack"], r["size"], r["file"]): r for r in report["results"]}
+    assert set(entries) == {("pixels", 4.0, file) for file in ("as computed", "png", "jpeg95", "best file")} | {
+        ("copy_photo", None, file) for file in ("png", "best file")
+    }
+    for entry in entries.values():
+        assert entry["hit@10_after"] <= entry["certified_hit@10_any_photo"] and entry["above_certificate"] == 0
+    pixels = entries["pixels", 4.0, "png"]
+    assert pixels["hit@10_after"] > pixels["hit@10_before"] and 0 < pixels["moved_l2"]["median"] < 2
+    assert {check["check"] for check in report["checks"]} == {
+        "never_above_certificate", "pixels_reach_what_any_photo_can", "the_file_is_what_was_computed"
+    }  # fmt: skip
+    changed = sorted((run / "content_attack/photos").iterdir())
+    assert len(changed) == 2 and Image.open(changed[0]).size == (96, 96)
+    stamps = {path: path.stat().st_mtime_ns for path in changed}
+    again = run_uatmc("attack-content", run, *SHORT)  # all of it is there
+    assert json.loads((run / "content_attack.json").read_text()) == report
+    assert {path: path.stat().st_mtime_ns for path in changed} == stamps
+    assert "any photo at all" in first.stdout and "any photo at all" in again.stdout
+
+
+def test_an_interrupted_attack_goes_on(shop):
+    _, run = shop
+    run_uatmc("attack-content", run, *SHORT)
+    whole = (run / "content_attack.json").read_text()
+    (records,) = (run / "content_attack").glob("records-*.jsonl")
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines[:2]) + lines[2][:20])  # a kill in the middle of a line
+    run_uatmc("attack-content", run, *SHORT)
+    assert json.loads((run / "content_attack.json").read_text()) == json.loads(whole)
+
+
+def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_path):
+    catalog, run = shop
+    assert train(write_config()).returncode == 0
+    refused = run_uatmc("attack-content", tmp_path / "runs/tiny", check=False)
+    assert refused.returncode == 2 and "build the catalog from photos" in refused.stderr
+    for option, said in (
+        ("content_attack.pixels=[4, 1]", "give the smaller ones first"),
+        ("content_attack.attacks=[pixel]", "content_attack.attacks"),
+        ("content_attack.steps=0", "content_attack.steps"),
+    ):
+        refused = run_uatmc("attack-content", run, option, check=False)
+        assert refused.returncode == 2 and said in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
+    photos = catalog / "shop/photos"
+    photos.rename(catalog / "shop/elsewhere")
+    try:
+        refused = run_uatmc("attack-content", run, *SHORT, "content_attack.seeds=[2]", check=False)
+    finally:
+        (catalog / "shop/elsewhere").rename(photos)
+    assert refused.returncode == 2 and "no such file" in refused.stderr and "Traceback" not in refused.stderr

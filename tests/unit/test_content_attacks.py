@@ -1,0 +1,157 @@
+"""Attacks on pixels: the differentiable chain, the balls, the climb, and what breaks them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.unit.random_model import RandomModel, scene
+from uatmc_dist.attacks.base import Targets
+from uatmc_dist.config import ContentAttackConfig
+from uatmc_dist.content_attacks.files import read_back
+from uatmc_dist.content_attacks.photos import as_photo, as_pixels
+from uatmc_dist.content_attacks.pixels import Expa, Insa, PixelBall, Rank, climb, single
+from uatmc_dist.content_attacks.report import summarise
+from uatmc_dist.encoders.preprocessing import Preprocessing
+
+DIM = 6
+
+
+def photo(seed: int, size: tuple[int, int]) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return small.resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("filter_name", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(50, 70), (20, 24)])
+def test_preprocessing_is_pillows_and_differentiable(filter_name, size):
+    picture, resample = photo(1, size), Image.Resampling[filter_name.upper()]
+    chain = Preprocessing((32, 32), (24, 24), filter_name, [100.0] * 3, [50.0] * 3)
+    pixels = as_pixels(picture, torch.device("cpu")).requires_grad_()
+    found = chain(pixels[None])[0]
+    truth = np.asarray(picture.resize((32, 32), resample), dtype=np.float32)[4:28, 4:28]
+    apart = (found.detach() * 50 + 100 - torch.from_numpy(truth).permute(2, 0, 1)).abs()
+    assert apart.max() <= 2 and apart.mean() < 0.1  # Pillow's weights are fixed-point numbers
+    (gradient,) = torch.autograd.grad(found.sum(), pixels)
+    assert torch.isfinite(gradient).all() and (gradient != 0).double().mean() > 0.3
+
+
+def test_preprocessing_of_each_librarys_configuration():
+    timm = {
+        "input_size": (3, 224, 224),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+    }
+    found = Preprocessing.of_timm(timm)
+    assert (found.resize, found.crop) == (256, (224, 224)) and found.std == [51.0] * 3
+    processor = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
+    processor |= {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}
+    found = Preprocessing.of_transformers(processor)
+    assert (found.resize, found.crop, found.interpolation) == (40, (32, 32), "bicubic")
+    assert found(torch.zeros(1, 3, 60, 80)).shape == (1, 3, 32, 32)
+    torch.testing.assert_close(found(torch.full((1, 3, 40, 40), 255.0)), torch.ones(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_change_stays_in_its_ball_and_in_what_pixels_can_be(norm):
+    ball, generator = PixelBall(4.0, norm), torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 9, 7), generator=generator).float()
+    delta = ball.project(50 * torch.randn(3, 9, 7, generator=generator), pixels)
+    assert (pixels + delta).min() >= 0 and (pixels + delta).max() <= 255
+    size = delta.abs().max() if norm == "linf" else delta.square().mean().sqrt()
+    assert size <= 4.0001 and torch.equal(ball.project(torch.zeros(3, 9, 7), pixels), torch.zeros(3, 9, 7))
+    step = ball.direction(torch.randn(3, 9, 7, generator=generator))
+    assert float(step.abs().max() if norm == "linf" else step.square().mean().sqrt()) == pytest.approx(1.0)
+
+
+class LinearRows:
+    """Photos of 4 x 5 pixels whose features are a random linear map of them; the chain may be broken on purpose."""
+
+    def __init__(self, sign: float = 1.0, blind: bool = False) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self._map = torch.randn(60, DIM, generator=generator) / 60**0.5
+        self._sign, self._blind = sign, blind
+
+    def rows(self, pixels_n3hw):
+        pixels = pixels_n3hw / 255 - 0.5
+        if self._sign < 0:
+            pixels = 2 * pixels.detach() - pixels  # the same value, the opposite gradient
+        if self._blind:
+            pixels = pixels.detach() + 0 * pixels
+        features = pixels.flatten(1) @ self._map
+        return features, torch.nn.functional.normalize(features, dim=1)
+
+
+def target_of(rows: LinearRows, pixels: torch.Tensor) -> Targets:
+    model = RandomModel(300, 50, DIM)
+    model.v_Nd[0] = rows.rows(pixels[None])[1][0]
+    return single(scene(model, 5).targets, 0)
+
+
+def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "linf") -> tuple[float, float, float]:
+    """(hits before, after, of the best row)"""
+    honest = LinearRows()
+    pixels = torch.full((3, 4, 5), 128.0) + 40 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
+    target = target_of(honest, pixels)
+    objective = objective_of(target)
+    delta = climb(rows, pixels, PixelBall(size, norm), objective, 20, torch.zeros_like(pixels))  # type: ignore[arg-type]
+    row = honest.rows((pixels + delta)[None])[1][0]
+    zeros = torch.zeros_like(target.t_Td)
+    best = Rank(target)._best_row
+    hits = [float(target.hits((one - target.v_Td, zeros))) for one in (target.v_Td, row[None], best[None])]
+    return hits[0], hits[1], hits[2]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pixels_reach_nearly_what_any_photo_can(norm):
+    before, after, best = reached(LinearRows(), Rank, size=60.0, norm=norm)
+    assert after >= 0.8 * best > before
+
+
+def test_attacks_of_the_literature_find_less_or_as_much():
+    before, ours, _ = reached(LinearRows(), Rank)
+    _, insa, _ = reached(LinearRows(), Insa)
+    _, expa, _ = reached(LinearRows(), lambda target: Expa(target, torch.randn(DIM)))
+    assert before < insa <= ours + 0.02 and expa <= ours
+
+
+@pytest.mark.parametrize("broken", [{"sign": -1.0}, {"blind": True}])
+def test_a_broken_chain_is_caught_by_the_checks(broken):
+    found = {}
+    for name, rows in (("whole", LinearRows()), ("broken", LinearRows(**broken))):
+        before, after, best = reached(rows, Rank, size=60.0)
+        record = {"seed": 1, "attack": "pixels", "item": 0, "before": before, "after": after, "any_photo": best}
+        record |= {"size": 60.0, "any_photo_bound": 1.0, "moved_l2": 1.0, "moved_linf": 1.0}
+        records = [record | {"file": file} for file in ("as computed", "png")]
+        report = summarise(records, ContentAttackConfig(attacks=["pixels"], pixels=[60.0]), 5)
+        found[name] = {check["check"]: check["passed"] for check in report["checks"]}
+    assert found["whole"]["pixels_reach_what_any_photo_can"] is True
+    assert found["broken"]["pixels_reach_what_any_photo_can"] is False
+
+
+def test_other_preprocessing_than_the_catalogs_and_a_broken_certificate_are_caught():
+    record = {"seed": 1, "attack": "pixels", "item": 0, "before": 0.01, "any_photo": 0.1, "any_photo_bound": 0.5}
+    record |= {"size": 8.0, "moved_l2": 1.0, "moved_linf": 1.0}
+    config = ContentAttackConfig(attacks=["pixels"], pixels=[8.0])
+    passed = lambda after, png: {  # noqa: E731
+        check["check"]: check["passed"]
+        for check in summarise(
+            [record | {"file": "as computed", "after": after}, record | {"file": "png", "after": png}], config, 5
+        )["checks"]
+    }
+    assert all(passed(0.09, 0.09).values())
+    assert passed(0.09, 0.02)["the_file_is_what_was_computed"] is False
+    assert passed(0.6, 0.6)["never_above_certificate"] is False
+
+
+def test_files_are_read_back_as_the_catalog_would():
+    picture = photo(3, (40, 30))
+    assert np.array_equal(np.asarray(read_back(picture, "png")), np.asarray(picture))
+    for name in ("jpeg95", "jpeg75", "webp"):
+        again = np.asarray(read_back(picture, name), dtype=float)
+        assert again.shape == (40, 30, 3) and 0 < np.abs(again - np.asarray(picture)).mean() < 10
+    pixels = as_pixels(picture, torch.device("cpu"))
+    assert np.array_equal(np.asarray(as_photo(pixels + 0.3)), np.asarray(picture))

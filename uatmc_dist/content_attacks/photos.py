@@ -1,0 +1,76 @@
+"""From the pixels of an item's photo to its projected row: differentiable, and through the catalog's own pipeline.
+
+n  photos of one size    d  width of a projected row
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
+from uatmc_dist.encoders.visual import PixelEncoder, open_visual_encoder
+from uatmc_dist.errors import UserError
+
+
+class PhotoRows:
+    """Of one trained model. Raises UserError for a catalog that does not know its photos and their encoder."""
+
+    def __init__(self, model: Any, catalog: Catalog, device: str = "auto") -> None:
+        encoding = catalog.meta["modalities"].get("visual", {}).get("encoding")
+        self._paths = catalog.contents("photo")
+        if encoding is None or self._paths is None:
+            raise UserError(
+                f"{catalog.path}: has no photos and no encoder to attack; build the catalog from photos (uatmc data "
+                "build, or uatmc data synthesize --photos)"
+            )
+        self._encoder = open_visual_encoder(encoding["encoder"], device)
+        self._pixel_encoder = PixelEncoder(encoding["encoder"], device)
+        self.workers = self._encoder.workers
+        """Threads that may attack at once, each with one photo."""
+        self.device = self._pixel_encoder.device
+        self._project = model.dense.visual
+        self._project.to(self.device)
+
+    def path(self, item: int) -> Path | None:
+        assert self._paths is not None
+        found = self._paths[item]
+        return None if found is None else Path(found)
+
+    def photo(self, item: int) -> Image.Image | None:
+        """None where the item has no photo. Raises UserError where it is gone or broken."""
+        path = self.path(item)
+        if path is None:
+            return None
+        try:
+            return open_photo(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; the catalog was built from it, bring it back") from None
+        except BrokenPhoto as error:
+            raise UserError(f"{path}: cannot be seen ({error}); bring the photo back") from None
+
+    def rows(self, pixels_n3hw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(features [n, width], projected rows of length 1 [n, d]) of pixels from 0 to 255; differentiable."""
+        features = self._pixel_encoder(pixels_n3hw)
+        return features, F.normalize(self._project(features), dim=1)
+
+    @torch.no_grad()
+    def row_of(self, photo: Image.Image) -> torch.Tensor:
+        """[d], as the catalog would have it: through the encoder of `uatmc data build`, features kept in float16."""
+        features = self._encoder.encode([photo]).half().float().to(self.device)
+        return F.normalize(self._project(features), dim=1)[0].cpu()
+
+
+def as_pixels(photo: Image.Image, device: torch.device) -> torch.Tensor:
+    """[3, h, w] from 0 to 255, float32."""
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float().to(device)
+
+
+def as_photo(pixels_3hw: torch.Tensor) -> Image.Image:
+    """Rounded to 8 bits."""
+    whole = pixels_3hw.detach().cpu().round().clamp(0, 255).byte()
+    return Image.fromarray(whole.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,156 @@
+"""Promotion by small changes of a photo's pixels, through the differentiable chain from pixels to scores.
+
+Ours climbs towards the best row that any photo could have (`AnyContent`) first, then the log hinge of the anchors.
+INSA and EXPA are those of the adversarial item promotion literature (arXiv 2006.01888), within the same budgets.
+
+    d  width of a projected row    A  anchors
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+
+from uatmc_dist.adversary.budget import AnyContent
+from uatmc_dist.attacks.apgd import SOFTNESS
+from uatmc_dist.attacks.base import Targets, best_of
+from uatmc_dist.attacks.losses import LogHinge
+from uatmc_dist.attacks.single_modality import visual_only
+from uatmc_dist.content_attacks.photos import PhotoRows
+from uatmc_dist.seeding import generator
+
+_MOMENTUM = 0.75
+_FIRST_STEP, _LAST_STEP = 0.5, 0.05
+"""In radii."""
+_TOWARDS_BEST_ROW = 1 / 3
+"""Of the steps."""
+_APGD_STEPS = 15
+
+
+@dataclass(frozen=True)
+class PixelBall:
+    """Changes of one photo; `size` from 0 to 255: of every number (linf), or the root of their mean square (l2)."""
+
+    size: float
+    norm: str
+
+    def project(self, delta_3hw: torch.Tensor, photo_3hw: torch.Tensor) -> torch.Tensor:
+        """Into the ball, and into what a pixel can be."""
+        if self.norm == "linf":
+            delta_3hw = delta_3hw.clamp(-self.size, self.size)
+        else:
+            length = delta_3hw.square().mean().sqrt()
+            delta_3hw = delta_3hw * (self.size / length).clamp(max=1.0) if length > 0 else delta_3hw
+        return (photo_3hw + delta_3hw).clamp(0, 255) - photo_3hw
+
+    def direction(self, gradient_3hw: torch.Tensor) -> torch.Tensor:
+        """The step of size 1 that climbs most."""
+        if self.norm == "linf":
+            return gradient_3hw.sign()
+        length = gradient_3hw.square().mean().sqrt()
+        return gradient_3hw / length if length > 0 else gradient_3hw
+
+
+class Outlook(NamedTuple):
+    """What the attacker sees at one photo, and where it wants to go from there."""
+
+    won: float
+    """Share of the anchors."""
+    by_features: torch.Tensor
+    """Gradient of what is climbed in the features [width]."""
+    by_row: torch.Tensor
+    """And in the projected row [d]."""
+
+
+class Objective(Protocol):
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+        """`progress`: share of the steps that are done."""
+        ...
+
+
+class Rank:
+    """Ours: of one target and its anchors."""
+
+    def __init__(self, target: Targets) -> None:
+        self._target = target
+        attack = visual_only(_APGD_STEPS)
+        best, _ = best_of(target, attack(target, AnyContent(), generator(0)))
+        self._best_row = (target.v_Td + best)[0]
+        self._loss = LogHinge(SOFTNESS * target.typical_reach(AnyContent()))
+
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+        seen = self._target.evaluate(_visual(self._target, row_d), self._loss)
+        pull_d = (seen.pull_Td @ self._target.w_v)[0]
+        towards = self._best_row if progress < _TOWARDS_BEST_ROW else pull_d
+        return Outlook(float(seen.hits_T), torch.zeros_like(features), towards.to(row_d.device))
+
+
+class Insa:
+    """INSA on VBPR: the sum over users of exp(score)."""
+
+    def __init__(self, target: Targets) -> None:
+        self._target = target
+
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+        target = self._target
+        deltas = _visual(target, row_d)
+        scores_A = (target.users_AK @ target.items(*deltas).T).squeeze(1)
+        weights_A = torch.softmax(scores_A, dim=0)  # the gradient's direction does not depend on its length
+        towards = (weights_A @ target.content_Ad) @ target.w_v
+        return Outlook(float(target.hits(deltas)), torch.zeros_like(features), towards.to(row_d.device))
+
+
+class Expa:
+    """EXPA: the features of a hook item's photo, without any user."""
+
+    def __init__(self, target: Targets, hook: torch.Tensor) -> None:
+        self._target, self._hook = target, hook
+
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+        won = float(self._target.hits(_visual(self._target, row_d)))
+        return Outlook(won, 2 * (self._hook - features.detach()), torch.zeros_like(row_d))
+
+
+def _visual(target: Targets, row_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    row_d = row_d.detach().to(target.v_Td.device, target.v_Td.dtype)
+    return row_d - target.v_Td, torch.zeros_like(target.t_Td)
+
+
+def climb(
+    rows: PhotoRows,
+    photo_3hw: torch.Tensor,
+    ball: PixelBall,
+    objective: Objective,
+    steps: int,
+    start_3hw: torch.Tensor,
+    tell: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """The change [3, h, w] with which most anchors were won on the way, the last of equals.
+
+    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. `tell` is called after each step.
+    """
+    delta_3hw = ball.project(start_3hw, photo_3hw)
+    momentum_3hw = torch.zeros_like(photo_3hw)
+    best, most = delta_3hw, -1.0
+    for step in range(steps + 1):
+        pixels = (photo_3hw + delta_3hw).requires_grad_()
+        features, row = rows.rows(pixels[None])
+        seen = objective(features[0].detach(), row[0].detach(), step / steps)
+        if seen.won >= most:
+            best, most = delta_3hw, seen.won
+        if step == steps:
+            break
+        (gradient_3hw,) = torch.autograd.grad((features, row), pixels, (seen.by_features[None], seen.by_row[None]))
+        size = gradient_3hw.abs().mean()
+        if size > 0:
+            momentum_3hw = _MOMENTUM * momentum_3hw + gradient_3hw / size
+        length = ball.size * (_FIRST_STEP + (_LAST_STEP - _FIRST_STEP) * step / max(steps - 1, 1))
+        delta_3hw = ball.project(delta_3hw + length * ball.direction(momentum_3hw), photo_3hw)
+        tell()
+    return best.detach()
+
+
+def single(targets: Targets, index: int) -> Targets:
+    """One of the targets."""
+    return replace(targets.chosen(torch.tensor([index])), surrogate=None)
