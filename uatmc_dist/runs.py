@@ -44,7 +44,10 @@ class RunFolder:
         if self.is_finished:
             raise UserError(f"{self.path}: this run is finished; give another name=... or --overwrite")
         if self._config.exists():
-            before, now = _flat(read_yaml(self._config)), _flat(config.model_dump(mode="json"))
+            # An option that a later version brought had its default.
+            defaults = _flat(Config(name=config.name, catalog=config.catalog).model_dump(mode="json"))
+            before = defaults | _flat(read_yaml(self._config))
+            now = _flat(config.model_dump(mode="json"))
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             if changed:
                 told = ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)

@@ -1,8 +1,12 @@
 """The folder of a run: who may overwrite it."""
 
+import pytest
+import yaml
+
 from conftest import TINY
 from uatmc_dist import runs
 from uatmc_dist.config import Config
+from uatmc_dist.errors import UserError
 
 
 def test_a_restart_of_the_same_launch_does_not_overwrite(tmp_path, monkeypatch):
@@ -16,3 +20,17 @@ def test_a_restart_of_the_same_launch_does_not_overwrite(tmp_path, monkeypatch):
     # torchrun's default names nothing.
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert runs.launch_id() is None and not run.is_of_launch(None)
+
+
+def test_an_unfinished_run_of_an_earlier_version_goes_on_and_one_of_other_options_does_not(tmp_path):
+    config = Config.model_validate({**TINY, "catalog": "x", "output_dir": str(tmp_path)})
+    run = runs.RunFolder(config.run_dir)
+    run.prepare(config, runs.environment("cpu", 1, 0), overwrite=False)
+    path = config.run_dir / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["content_attack"], values["adversarial"]["budget"]  # which an earlier version did not know
+    path.write_text(yaml.safe_dump(values))
+    run.check(config, overwrite=False)
+    changed = config.model_copy(update={"seed": 1})
+    with pytest.raises(UserError, match="seed was 0, is 1"):
+        run.check(changed, overwrite=False)
