@@ -46,7 +46,7 @@ AttackName = Literal[
     "square",
     "transfer",
 ]
-ContentAttackName = Literal["pixels", "insa", "expa", "copy_photo"]
+ContentAttackName = Literal["pixels", "insa", "expa", "copy_photo", "words", "stuffing", "copy_text", "both"]
 FileFormat = Literal["png", "jpeg95", "jpeg75", "webp"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 METRIC_KS = (5, 10, 20, 50)
@@ -302,15 +302,20 @@ class AttackConfig(Section):
 class ContentAttackConfig(Section):
     """Promotion attacks on photos and words, judged by the files that a seller could upload."""
 
-    attacks: list[ContentAttackName] = ["pixels", "copy_photo"]
+    attacks: list[ContentAttackName] = ["pixels", "words", "both", "copy_photo", "copy_text"]
     """pixels: small changes of the photo. insa, expa: those of the literature (arXiv 2006.01888), towards high scores
-    and towards the photo of the most popular item. copy_photo: that photo itself."""
+    and towards the photo of the most popular item. copy_photo: that photo itself. words: a few edits of the text.
+    stuffing: words of the most popular item's title at the end. copy_text: its text. both: pixels and words."""
     pixels: list[Rate] = [0.5, 1, 2, 4, 8]
     """Sizes of the change in 1/255: of every pixel (linf), or root mean squares (l2)."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the change."""
     steps: Positive = 24
     """Ascent steps for each size."""
+    edits: list[Positive] = [1, 2, 4, 8]
+    """Numbers of words that may be inserted, replaced or deleted."""
+    same_kind: bool = False
+    """Use only words that texts of items of the same kind use: those whose titles end in the same word."""
     formats: list[FileFormat] = ["png", "jpeg95", "jpeg75", "webp"]
     """Files that the changed photo is written to and read back from; jpeg95: JPEG of quality 95."""
     num_targets: Positive = 50
@@ -320,14 +325,17 @@ class ContentAttackConfig(Section):
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "ContentAttackConfig":
-        for name in ("attacks", "pixels", "formats", "seeds"):
+        for name in ("attacks", "pixels", "edits", "formats", "seeds"):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"content_attack.{name} is empty; give at least one")
             if len(set(values)) < len(values):
                 raise ValueError(f"content_attack.{name} {values} names one twice; give each once")
-        if self.pixels != sorted(self.pixels):
-            raise ValueError(f"content_attack.pixels {self.pixels}: give the smaller ones first")
+        for name in ("pixels", "edits"):
+            if getattr(self, name) != sorted(getattr(self, name)):
+                raise ValueError(f"content_attack.{name} {getattr(self, name)}: give the smaller ones first")
+        if "both" in self.attacks and not {"pixels", "words"} <= set(self.attacks):
+            raise ValueError("content_attack.attacks both is made of pixels and words; add them")
         return self
 
 

@@ -12,6 +12,7 @@ SHORT = (
     "attack.k=10",
     "content_attack.num_targets=2",
     "content_attack.pixels=[4]",
+    "content_attack.edits=[1, 2]",
     "content_attack.steps=4",
     "content_attack.formats=[png, jpeg95]",
 )
@@ -36,13 +37,16 @@ def test_photos_are_attacked_and_judged_by_their_files(shop):
     first = run_uatmc("attack-content", run, *SHORT)
     report = json.loads((run / "content_attack.json").read_text())
     entries = {(r["attack"], r["size"], r["file"]): r for r in report["results"]}
-    assert set(entries) == {("pixels", 4.0, file) for file in ("as computed", "png", "jpeg95", "best file")} | {
-        ("copy_photo", None, file) for file in ("png", "best file")
-    }
+    assert {(attack, size) for attack, size, _ in entries} == {
+        ("pixels", 4.0), ("words", 1), ("words", 2), ("both", 4.0), ("copy_photo", None), ("copy_text", None)
+    }  # fmt: skip
+    assert {file for attack, _, file in entries if attack == "pixels"} == {"as computed", "png", "jpeg95", "best file"}
     for entry in entries.values():
-        assert entry["hit@10_after"] <= entry["certified_hit@10_any_photo"] and entry["above_certificate"] == 0
+        assert entry["hit@10_after"] <= entry["certified_hit@10_any_content"] and entry["above_certificate"] == 0
+    words = [entries["words", edits, "text"]["hit@10_after"] for edits in (1, 2)]
+    assert entries["words", 1, "text"]["hit@10_before"] <= words[0] <= words[1]
     pixels = entries["pixels", 4.0, "png"]
-    assert pixels["hit@10_after"] > pixels["hit@10_before"] and 0 < pixels["moved_l2"]["median"] < 2
+    assert pixels["hit@10_after"] > pixels["hit@10_before"] and 0 < pixels["moved"]["visual_l2"]["median"] < 2
     assert {check["check"] for check in report["checks"]} == {
         "never_above_certificate", "pixels_reach_what_any_photo_can", "the_file_is_what_was_computed"
     }  # fmt: skip
@@ -75,13 +79,16 @@ def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_pat
         ("content_attack.pixels=[4, 1]", "give the smaller ones first"),
         ("content_attack.attacks=[pixel]", "content_attack.attacks"),
         ("content_attack.steps=0", "content_attack.steps"),
+        ("content_attack.attacks=[both]", "made of pixels and words"),
     ):
         refused = run_uatmc("attack-content", run, option, check=False)
         assert refused.returncode == 2 and said in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
     photos = catalog / "shop/photos"
     photos.rename(catalog / "shop/elsewhere")
     try:
-        refused = run_uatmc("attack-content", run, *SHORT, "content_attack.seeds=[2]", check=False)
+        refused = run_uatmc(
+            "attack-content", run, *SHORT, "content_attack.attacks=[pixels]", "content_attack.seeds=[2]", check=False
+        )
     finally:
         (catalog / "shop/elsewhere").rename(photos)
     assert refused.returncode == 2 and "no such file" in refused.stderr and "Traceback" not in refused.stderr

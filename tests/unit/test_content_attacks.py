@@ -1,5 +1,7 @@
 """Attacks on pixels: the differentiable chain, the balls, the climb, and what breaks them."""
 
+import difflib
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.photos import as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import Expa, Insa, PixelBall, Rank, climb, single
 from uatmc_dist.content_attacks.report import summarise
+from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.encoders.preprocessing import Preprocessing
 
 DIM = 6
@@ -106,7 +109,7 @@ def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "lin
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pixels_reach_nearly_what_any_photo_can(norm):
+def test_pixels_reach_nearly_what_any_content_can(norm):
     before, after, best = reached(LinearRows(), Rank, size=60.0, norm=norm)
     assert after >= 0.8 * best > before
 
@@ -123,8 +126,8 @@ def test_a_broken_chain_is_caught_by_the_checks(broken):
     found = {}
     for name, rows in (("whole", LinearRows()), ("broken", LinearRows(**broken))):
         before, after, best = reached(rows, Rank, size=60.0)
-        record = {"seed": 1, "attack": "pixels", "item": 0, "before": before, "after": after, "any_photo": best}
-        record |= {"size": 60.0, "any_photo_bound": 1.0, "moved_l2": 1.0, "moved_linf": 1.0}
+        record = {"seed": 1, "attack": "pixels", "item": 0, "before": before, "after": after, "any_content": best}
+        record |= {"size": 60.0, "any_content_bound": 1.0, "moved": {"visual_l2": 1.0}}
         records = [record | {"file": file} for file in ("as computed", "png")]
         report = summarise(records, ContentAttackConfig(attacks=["pixels"], pixels=[60.0]), 5)
         found[name] = {check["check"]: check["passed"] for check in report["checks"]}
@@ -133,8 +136,8 @@ def test_a_broken_chain_is_caught_by_the_checks(broken):
 
 
 def test_other_preprocessing_than_the_catalogs_and_a_broken_certificate_are_caught():
-    record = {"seed": 1, "attack": "pixels", "item": 0, "before": 0.01, "any_photo": 0.1, "any_photo_bound": 0.5}
-    record |= {"size": 8.0, "moved_l2": 1.0, "moved_linf": 1.0}
+    record = {"seed": 1, "attack": "pixels", "item": 0, "before": 0.01, "any_content": 0.1, "any_content_bound": 0.5}
+    record |= {"size": 8.0, "moved": {"visual_l2": 1.0}}
     config = ContentAttackConfig(attacks=["pixels"], pixels=[8.0])
     passed = lambda after, png: {  # noqa: E731
         check["check"]: check["passed"]
@@ -155,3 +158,45 @@ def test_files_are_read_back_as_the_catalog_would():
         assert again.shape == (40, 30, 3) and 0 < np.abs(again - np.asarray(picture)).mean() < 10
     pixels = as_pixels(picture, torch.device("cpu"))
     assert np.array_equal(np.asarray(as_photo(pixels + 0.3)), np.asarray(picture))
+
+
+class WordRows:
+    """Texts whose features are the mean of their words' embeddings; gradients are exact then."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self.words = [f"{a}{b}" for a in "abcde" for b in "fghij"]
+        self._embeddings = torch.randn(len(self.words), DIM, generator=generator)
+        self.vocabulary = self.words, self._embeddings
+
+    def embedding(self, word: str) -> torch.Tensor:
+        return self._embeddings[self.words.index(word)] if word in self.words else torch.zeros(DIM)
+
+    def rows_of(self, texts):
+        means = [torch.stack([self.embedding(word) for word in text.split()]).mean(0) for text in texts]
+        return torch.nn.functional.normalize(torch.stack(means), dim=1)
+
+    def gradient(self, words, towards):
+        leaf = torch.stack([self.embedding(word) for word in words]).requires_grad_()
+        row = torch.nn.functional.normalize(leaf.mean(0), dim=0)
+        return torch.autograd.grad(row, leaf, towards(row.detach()))[0]
+
+
+def test_edited_words_climb_with_the_edits_and_stay_within_them():
+    rows = WordRows()
+    model, text = RandomModel(300, 50, DIM), " ".join(rows.words[:5])
+    model.t_Nd[0] = rows.rows_of([text])[0]
+    target = single(scene(model, 5).targets, 0)
+    judge = Judge(target, rows)  # type: ignore[arg-type]
+    everything = torch.ones(25, dtype=torch.bool)
+    found = search(rows, target, text, [1, 2, 4], everything, judge=judge)  # type: ignore[arg-type]
+    scores = [judge([one])[0] for one in (text, *found.values())]
+    assert scores == sorted(scores) and scores[1] > scores[0]
+    for edits, changed in found.items():
+        matcher = difflib.SequenceMatcher(a=text.split(), b=changed.split(), autojunk=False)
+        touched = sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in matcher.get_opcodes() if kind != "equal")
+        assert touched <= edits
+    few = everything & (torch.arange(25) < 8)
+    changed = search(rows, target, text, [3], few, judge=judge)[3]  # type: ignore[arg-type]
+    assert set(changed.split()) <= {*rows.words[:8]}
+    assert stuffed("a red coat", "Blue Wool Hat", 2) == "a red coat Blue Wool"

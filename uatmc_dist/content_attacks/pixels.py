@@ -6,7 +6,6 @@ INSA and EXPA are those of the adversarial item promotion literature (arXiv 2006
     d  width of a projected row    A  anchors
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -124,11 +123,10 @@ def climb(
     objective: Objective,
     steps: int,
     start_3hw: torch.Tensor,
-    tell: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """The change [3, h, w] with which most anchors were won on the way, the last of equals.
 
-    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. `tell` is called after each step.
+    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth.
     """
     delta_3hw = ball.project(start_3hw, photo_3hw)
     momentum_3hw = torch.zeros_like(photo_3hw)
@@ -147,7 +145,6 @@ def climb(
             momentum_3hw = _MOMENTUM * momentum_3hw + gradient_3hw / size
         length = ball.size * (_FIRST_STEP + (_LAST_STEP - _FIRST_STEP) * step / max(steps - 1, 1))
         delta_3hw = ball.project(delta_3hw + length * ball.direction(momentum_3hw), photo_3hw)
-        tell()
     return best.detach()
 
 

@@ -30,7 +30,7 @@ def summarise(records: Sequence[Record], config: ContentAttackConfig, k: int) ->
     return {
         "k": k,
         "options": config.model_dump(mode="json"),
-        "without_photo": len({(r["seed"], r["item"]) for r in records if r["file"] is None}),
+        "without_content": len({(r["seed"], r["item"]) for r in records if r["file"] is None}),
         "results": results,
         "checks": _checks(results, k),
     }
@@ -47,8 +47,8 @@ def _best(written: Sequence[Record]) -> list[Record]:
 
 def _entry(attack: str, size: float | None, file: str, records: Sequence[Record], k: int) -> dict[str, Any]:
     column = lambda name: np.array([record[name] for record in records])  # noqa: E731
-    before, after, any_photo = column("before"), column("after"), column("any_photo")
-    gain = any_photo.mean() - before.mean()
+    before, after, any_content = column("before"), column("after"), column("any_content")
+    gain = any_content.mean() - before.mean()
     return {
         "attack": attack,
         "size": size,
@@ -56,13 +56,14 @@ def _entry(attack: str, size: float | None, file: str, records: Sequence[Record]
         "targets": len(records),
         f"hit@{k}_before": float(before.mean()),
         f"hit@{k}_after": float(after.mean()),
-        f"hit@{k}_any_photo": float(any_photo.mean()),
-        f"certified_hit@{k}_any_photo": float(column("any_photo_bound").mean()),
-        "share_of_any_photo": float((after.mean() - before.mean()) / gain) if gain > 0 else None,
-        "above_certificate": int((after > column("any_photo_bound")).sum()),
-        **{
-            name: dict(zip(("10%", "median", "90%"), np.quantile(column(name), [0.1, 0.5, 0.9]).tolist(), strict=True))
-            for name in ("moved_l2", "moved_linf")
+        f"hit@{k}_any_content": float(any_content.mean()),
+        f"certified_hit@{k}_any_content": float(column("any_content_bound").mean()),
+        "share_of_any_content": float((after.mean() - before.mean()) / gain) if gain > 0 else None,
+        "above_certificate": int((after > column("any_content_bound")).sum()),
+        "moved": {
+            name: dict(zip(("10%", "median", "90%"), np.quantile(values, [0.1, 0.5, 0.9]).tolist(), strict=True))
+            for name in records[0]["moved"]
+            for values in [[record["moved"][name] for record in records]]
         },
     }
 
@@ -74,7 +75,7 @@ def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     strong = None
     if large:
         best = of_pixels[max(large), AS_COMPUTED]
-        strong = best[f"hit@{k}_after"] / max(best[f"hit@{k}_any_photo"], 1e-12)
+        strong = best[f"hit@{k}_after"] / max(best[f"hit@{k}_any_content"], 1e-12)
     kept = None
     if large and (max(large), "png") in of_pixels:
         computed, png = (of_pixels[max(large), file] for file in (AS_COMPUTED, "png"))

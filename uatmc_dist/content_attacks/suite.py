@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
-from uatmc_dist.attacks.base import best_of
-from uatmc_dist.attacks.single_modality import visual_only
+from uatmc_dist.attacks.apgd import APGD
+from uatmc_dist.attacks.base import Targets, best_of
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import Expa, Insa, Objective, PixelBall, Rank, climb, single
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.content_attacks.texts import TextRows
+from uatmc_dist.content_attacks.words import search, stuffed
+from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.encoders.photos import open_photo
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
 from uatmc_dist.evaluation.stage import lengths
@@ -32,6 +35,11 @@ from uatmc_dist.seeding import generator
 Record = dict[str, Any]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
+MODALITIES_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("pixels", "insa", "expa", "copy_photo"), ("visual",)),
+    **dict.fromkeys(("words", "stuffing", "copy_text"), ("text",)),
+    "both": MODALITIES,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class _Job:
 
 
 class ContentAttacks:
-    """Of one run. `folder` keeps what is done: records.jsonl, and the changed photos as PNG."""
+    """Of one run. `folder` keeps what is done: records-KEY.jsonl, and the changed photos as PNG."""
 
     def __init__(
         self,
@@ -55,14 +63,18 @@ class ContentAttacks:
         folder: Path,
         device: str = "auto",
     ) -> None:
-        """Raises UserError for a model or a catalog without photos, or without linear fusion."""
+        """Raises UserError for a model without linear fusion, or a catalog without the photos or texts to attack."""
         if not model.is_linear:
             raise UserError("attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead")
         self._config, self._folder = config, folder
-        self._rows = PhotoRows(model, catalog, device)
         self._model, self._k = model, attack.k
+        touched = {modality for name in config.attacks for modality in MODALITIES_OF[name]}
+        self._photos = PhotoRows(model, catalog, device) if "visual" in touched else None
+        self._texts = TextRows(model, catalog, device) if "text" in touched else None
         self._scenes = dict(self._drawn(catalog, attack.model_copy(update={"num_targets": config.num_targets})))
         self._popular = self._most_popular(catalog)
+        if self._texts is not None:
+            _ = self._texts.vocabulary  # before there are threads
 
     def _drawn(self, catalog: Catalog, attack: AttackConfig) -> Iterator[tuple[int, tuple[Scene, torch.Tensor]]]:
         bars = Bars.of(self._model, lengths(self._k, len(self._model.identity_Nd)))
@@ -71,29 +83,39 @@ class ContentAttacks:
             yield seed, (Scene.draw(self._model, bars, self._k, items, anchors, None), items)
 
     def _most_popular(self, catalog: Catalog) -> int:
-        """Of the items with a photo."""
+        """Of the items with the content that is attacked."""
         counts = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
-        with_photo = [item for item in np.argsort(-counts, kind="stable").tolist() if self._rows.path(item) is not None]
-        if not with_photo:
-            raise UserError("no item has a photo, so there is nothing to attack")
-        return with_photo[0]
+        for item in np.argsort(-counts, kind="stable").tolist():
+            if self._photos is not None and self._photos.path(item) is None:
+                continue
+            if self._texts is None or self._texts.text(item):
+                return int(item)
+        raise UserError("no item has a photo or a text, so there is nothing to attack")
+
+    @property
+    def workers(self) -> int:
+        return self._photos.workers if self._photos is not None else 1
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Record]:
-        """A record for each seed, attack, target and size; goes on where it was interrupted."""
+        """A record for each seed, attack, target, size and file; goes on where it was interrupted."""
         kept = _Kept(self._folder, self._key())
         jobs = [
             _Job(seed, index, int(item), attack)
             for seed, (_, items) in self._scenes.items()
-            for attack in self._config.attacks
+            for attack in sorted(self._config.attacks, key=lambda name: name == "both")  # made of what others did
             for index, item in enumerate(items)
         ]
         missing = [job for job in jobs if (job.seed, job.attack, job.item) not in kept.done]
-        progress(len(jobs) - len(missing), len(jobs))
-        threads = {"initializer": torch.set_num_threads, "initargs": (1,)} if self._rows.workers > 1 else {}
-        with ThreadPoolExecutor(self._rows.workers, **threads) as pool:
-            for done, records in enumerate(pool.map(self._attack, missing), start=len(jobs) - len(missing) + 1):
-                kept.add(records)
-                progress(done, len(jobs))
+        done = len(jobs) - len(missing)
+        progress(done, len(jobs))
+        threads = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.workers > 1 else {}
+        with ThreadPoolExecutor(self.workers, **threads) as pool:
+            for of_both in (False, True):
+                some = [job for job in missing if (job.attack == "both") == of_both]
+                for records in pool.map(lambda job: self._attack(job, kept), some):
+                    kept.add(records)
+                    done += 1
+                    progress(done, len(jobs))
         wanted = {(job.seed, job.attack, job.item) for job in jobs}
         return [record for record in kept.records if (record["seed"], record["attack"], record["item"]) in wanted]
 
@@ -104,72 +126,120 @@ class ContentAttacks:
         words = json.dumps([options, self._k, [float(weight) for weight in weights]])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
-    def _attack(self, job: _Job) -> list[Record]:
+    def _attack(self, job: _Job, kept: "_Kept") -> list[Record]:
         scene, _ = self._scenes[job.seed]
-        target, photo = single(scene.targets, job.index), self._rows.photo(job.item)
-        bound = float(scene.certified_hits(AnyContent(), ("visual",))[job.index])
-        common = {"seed": job.seed, "attack": job.attack, "item": job.item, "before": self._judged(job, target.v_Td[0])}
-        common |= {"any_photo": self._any_photo(job, target), "any_photo_bound": bound}
+        target, modalities = single(scene.targets, job.index), MODALITIES_OF[job.attack]
+        best_v, best_t = best_of(target, APGD(15, 1, modalities)(target, AnyContent(), generator(0)))
+        common = {
+            "seed": job.seed,
+            "attack": job.attack,
+            "item": job.item,
+            "before": self._judged(job, target.v_Td[0], target.t_Td[0]),
+            "any_content": self._judged(job, (target.v_Td + best_v)[0], (target.t_Td + best_t)[0]),
+            "any_content_bound": float(scene.certified_hits(AnyContent(), modalities)[job.index]),
+        }
+        attack = {"words": self._words, "stuffing": self._words, "copy_text": self._words, "both": self._both}
+        found = attack.get(job.attack, self._pixels)(job, target, kept)
+        return [common | one for one in found] or [common | {"size": None, "file": None}]  # nothing to change
+
+    def _pixels(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+        rows = self._photos
+        assert rows is not None
         if job.attack == "copy_photo":
-            copied = self._rows.photo(self._popular)
+            copied = rows.photo(self._popular)
             assert copied is not None
-            return [common | {"size": None, **self._figures(job, target, self._rows.row_of(copied), "png")}]
+            yield {"size": None, **self._figures(job, target, "png", v_d=rows.row_of(copied))}
+            return
+        photo = rows.photo(job.item)
         if photo is None:
-            return [common | {"size": None, "file": None}]  # nothing to change
-        pixels = as_pixels(photo, self._rows.device)
+            return
+        pixels = as_pixels(photo, rows.device)
         objective = self._objective(job.attack, target)
-        delta, before, found = torch.zeros_like(pixels), 0.0, []
+        delta, before = torch.zeros_like(pixels), 0.0
         for size in self._config.pixels:
             start = delta * (size / before) if before else delta
-            delta, before = (
-                climb(self._rows, pixels, PixelBall(size, self._config.norm), objective, self._config.steps, start),
-                size,
-            )
-            changed = as_photo(pixels + delta)
+            delta = climb(rows, pixels, PixelBall(size, self._config.norm), objective, self._config.steps, start)
+            before, changed = size, as_photo(pixels + delta)
             with torch.no_grad():
-                row = self._rows.rows((pixels + delta)[None])[1][0].cpu()
-            found.append(common | {"size": size, **self._figures(job, target, row, AS_COMPUTED)})
+                row_d = rows.rows((pixels + delta)[None])[1][0].cpu()
+            yield {"size": size, **self._figures(job, target, AS_COMPUTED, v_d=row_d)}
             for name in self._config.formats:
-                row = self._rows.row_of(read_back(changed, name))
-                found.append(common | {"size": size, **self._figures(job, target, row, name)})
-            photos = self._folder / "photos"
-            photos.mkdir(parents=True, exist_ok=True)
-            changed.save(photos / f"{job.attack}-{job.item}-{size:g}.png")
-        return found
+                row_d = rows.row_of(read_back(changed, name))
+                yield {"size": size, **self._figures(job, target, name, v_d=row_d)}
+            changed.save(self._photo_file(job.attack, job.item, size))
 
-    def _objective(self, attack: str, target: Any) -> Objective:
+    def _photo_file(self, attack: str, item: int, size: float) -> Path:
+        folder = self._folder / "photos"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{attack}-{item}-{size:g}.png"
+
+    def _objective(self, attack: str, target: Targets) -> Objective:
         if attack == "pixels":
             return Rank(target)
         if attack == "insa":
             return Insa(target)
-        hook = self._rows.photo(self._popular)
+        assert self._photos is not None
+        hook = self._photos.photo(self._popular)
         assert hook is not None
         with torch.no_grad():
-            return Expa(target, self._rows.rows(as_pixels(hook, self._rows.device)[None])[0][0])
+            return Expa(target, self._photos.rows(as_pixels(hook, self._photos.device)[None])[0][0])
 
-    def _judged(self, job: _Job, row_d: torch.Tensor) -> float:
-        """Exact share of anchors won with this visual row, the text as it is."""
+    def _words(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+        rows = self._texts
+        assert rows is not None
+        text, copied = rows.text(job.item), rows.text(self._popular)
+        if job.attack == "copy_text":
+            texts: dict[int | None, str] = {None: copied}
+        elif job.attack == "stuffing":
+            title = rows.titles[self._popular] or copied
+            texts = {edits: stuffed(text, title, edits) for edits in self._config.edits}
+        elif not text:
+            return
+        else:
+            allowed = rows.of_kind(job.item) if self._config.same_kind else torch.ones(len(rows.vocabulary[0])).bool()
+            texts = {edits: found for edits, found in search(rows, target, text, self._config.edits, allowed).items()}
+        for edits, changed in texts.items():
+            (row_d,) = rows.rows_of([changed])
+            yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
+
+    def _both(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+        """The photo of `pixels` and the text of `words`, the first size with the first number of edits and so on."""
+        assert self._photos is not None and self._texts is not None
+        of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
+        for size, edits in zip(self._config.pixels, self._config.edits, strict=False):
+            file = self._photo_file("pixels", job.item, size)
+            if not file.exists() or edits not in of_words:
+                continue
+            (text_d,) = self._texts.rows_of([of_words[edits]["text"]])
+            figures = self._figures(job, target, "png", self._photos.row_of(open_photo(file)), text_d)
+            yield {"size": size, "edits": edits, **figures}
+
+    def _judged(self, job: _Job, v_d: torch.Tensor, t_d: torch.Tensor) -> float:
+        """Exact share of anchors that the target wins with these rows."""
         scene, _ = self._scenes[job.seed]
-        deltas = torch.zeros_like(scene.targets.v_Td), torch.zeros_like(scene.targets.t_Td)
-        deltas[0][job.index] = row_d - scene.targets.v_Td[job.index]
-        alone = Scene(single(scene.targets, job.index), scene.clean_TK[job.index : job.index + 1], scene.bars, scene.k)
         one = slice(job.index, job.index + 1)
-        return float(alone.hits(alone.moved((deltas[0][one], deltas[1][one]), AnyContent())))
+        targets = single(scene.targets, job.index)
+        alone = Scene(targets, scene.clean_TK[one], scene.bars, scene.k)
+        return float(alone.hits(alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())))
 
-    def _any_photo(self, job: _Job, target: Any) -> float:
-        """What the best row of length 1 reaches: any photo at all."""
-        delta_v, _ = best_of(target, visual_only(15)(target, AnyContent(), generator(0)))
-        return self._judged(job, (target.v_Td + delta_v)[0])
-
-    def _figures(self, job: _Job, target: Any, row_d: torch.Tensor, file: str) -> Record:
-        delta_d = row_d - target.v_Td[0]
-        length = max(float(target.v_Td[0].norm()), 1e-12)
-        return {
-            "file": file,
-            "after": self._judged(job, row_d),
-            "moved_l2": float(delta_d.norm()) / length,
-            "moved_linf": float(delta_d.abs().max()) / length,
-        }
+    def _figures(
+        self,
+        job: _Job,
+        target: Targets,
+        file: str,
+        v_d: torch.Tensor | None = None,
+        t_d: torch.Tensor | None = None,
+    ) -> Record:
+        rows = target.v_Td[0] if v_d is None else v_d, target.t_Td[0] if t_d is None else t_d
+        moved = {}
+        for name, given, now_d, was_d in zip(
+            MODALITIES, (v_d, t_d), rows, (target.v_Td[0], target.t_Td[0]), strict=True
+        ):
+            if given is not None:
+                length = max(float(was_d.norm()), 1e-12)
+                moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
+                moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
+        return {"file": file, "after": self._judged(job, *rows), "moved": moved}
 
 
 class _Kept:
@@ -196,6 +266,9 @@ class _Kept:
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
         self.records += records
+
+    def of(self, seed: int, attack: str, item: int) -> list[Record]:
+        return [r for r in self.records if (r["seed"], r["attack"], r["item"]) == (seed, attack, item)]
 
 
 def _is_json(line: str) -> bool:

@@ -98,21 +98,22 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
     k, results = report["k"], report["results"]
     files = list(dict.fromkeys(result["file"] for result in results))
     shortened = {"as computed": "as\ncomputed", "best file": "best\nfile"}
-    table = Table(title=f"{run}: hit@{k} of random targets after changed photos, {report['options']['norm']}")
-    for head in ("attack", "size / 255", *(shortened.get(file, file) for file in files)):
+    table = Table(title=f"{run}: hit@{k} of random targets after changed files, {report['options']['norm']}")
+    for head in ("attack", "size", *(shortened.get(file, file) for file in files)):
         table.add_column(head)
     for attack, size in dict.fromkeys((result["attack"], result["size"]) for result in results):
         row = {r["file"]: r[f"hit@{k}_after"] for r in results if (r["attack"], r["size"]) == (attack, size)}
         cells = (f"{row[file]:.4f}" if file in row else "-" for file in files)
         table.add_row(attack, "-" if size is None else f"{size:g}", *cells)
     console.print(table)
-    if results:
-        first = results[0]
-        console.print(
-            f"before {first[f'hit@{k}_before']:.4f}; any photo at all {first[f'hit@{k}_any_photo']:.4f}, certificate "
-            f"{first[f'certified_hit@{k}_any_photo']:.4f}",
-            highlight=False,
-        )
+    console.print("size: of pixels in 1/255, of words how many", highlight=False)
+    for attack, what in (("pixels", "any photo"), ("words", "any text"), ("both", "any photo and text")):
+        found = next((result for result in results if result["attack"] == attack), None)
+        if found is not None:
+            before, best = (found[f"hit@{k}_{name}"] for name in ("before", "any_content"))
+            bound = found[f"certified_hit@{k}_any_content"]
+            line = f"before {before:.4f}; {what} at all {best:.4f}, certificate {bound:.4f}"
+            console.print(line, highlight=False)
     _print_checks(console, report["checks"])
 
 

@@ -1,0 +1,104 @@
+"""Promotion by a few edits of a text: words inserted, replaced or deleted, from the vocabulary of the catalog.
+
+Which words may help is read from the gradient at the token embeddings (HotFlip, arXiv 1712.06751); which do is decided
+by encoding the candidates and scoring them, with a beam.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from uatmc_dist.adversary.budget import AnyContent
+from uatmc_dist.attacks.apgd import SOFTNESS
+from uatmc_dist.attacks.base import Targets
+from uatmc_dist.attacks.losses import LogHinge
+from uatmc_dist.content_attacks.texts import TextRows
+
+_BEAM = 3
+_REPLACEMENTS, _INSERTIONS = 24, 24
+
+
+@dataclass(frozen=True)
+class Candidate:
+    words: tuple[str, ...]
+    score: tuple[float, float]
+    """Anchors won, then the mean log hinge of those that are not."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+class Judge:
+    """Scores of texts of one target: the anchors that each of them wins."""
+
+    def __init__(self, target: Targets, rows: TextRows) -> None:
+        self._target, self._rows = target, rows
+        self._loss = LogHinge(SOFTNESS * target.typical_reach(AnyContent()))
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[float, float]]:
+        found = []
+        for row_d in self._rows.rows_of(texts):
+            seen = self._target.evaluate(self._deltas(row_d), self._loss)
+            found.append((float(seen.hits_T), float(seen.value_T)))
+        return found
+
+    def towards(self, row_d: torch.Tensor) -> torch.Tensor:
+        """Gradient of the log hinge in the textual row, [d]."""
+        seen = self._target.evaluate(self._deltas(row_d), self._loss)
+        return (seen.pull_Td @ self._target.w_t)[0]
+
+    def _deltas(self, row_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(self._target.v_Td), row_d - self._target.t_Td
+
+
+def search(
+    rows: TextRows,
+    target: Targets,
+    text: str,
+    edits: Sequence[int],
+    allowed_W: torch.Tensor,
+    judge: Judge | None = None,
+) -> dict[int, str]:
+    """The best text found with at most so many edits, for each number of them. `allowed_W`: words of the vocabulary
+    that may be used."""
+    judge = judge or Judge(target, rows)
+    start = Candidate(tuple(text.split()), judge([text])[0])
+    beam, best, found = [start], start, {}
+    for edit in range(1, max(edits) + 1):
+        proposed = {words for candidate in beam for words in _edited(candidate.words, rows, judge, allowed_W)}
+        listed = sorted(proposed)
+        scores = judge([" ".join(words) for words in listed]) if listed else []
+        scored = [Candidate(words, score) for words, score in zip(listed, scores, strict=True)]
+        beam = sorted(scored, key=lambda one: one.score, reverse=True)[:_BEAM] or beam
+        best = max(best, beam[0], key=lambda one: one.score)
+        if edit in edits:
+            found[edit] = text if best is start else best.text
+    return found
+
+
+def _edited(words: tuple[str, ...], rows: TextRows, judge: Judge, allowed_W: torch.Tensor) -> set[tuple[str, ...]]:
+    """Texts one edit away that the gradient promises most of, and those with a word less."""
+    vocabulary, embeddings_WD = rows.vocabulary
+    index_W = allowed_W.nonzero().squeeze(1)
+    found = {words[:place] + words[place + 1 :] for place in range(len(words))} if len(words) > 1 else set()
+    if not words:
+        return {(vocabulary[index],) for index in index_W[:_INSERTIONS].tolist()}
+    gradient_LD = rows.gradient(words, judge.towards)
+    own_LD = torch.stack([rows.embedding(word) for word in words])
+    gains_LW = gradient_LD @ embeddings_WD[index_W].T - (gradient_LD * own_LD).sum(1, keepdim=True)
+    for flat in gains_LW.flatten().topk(min(_REPLACEMENTS, gains_LW.numel())).indices.tolist():
+        place, word = divmod(flat, len(index_W))
+        found.add((*words[:place], vocabulary[index_W[word]], *words[place + 1 :]))
+    # A word that comes in shares in the mean of all tokens, wherever it stands.
+    gains_W = gradient_LD.mean(0) @ embeddings_WD[index_W].T
+    for word in gains_W.topk(min(_INSERTIONS, len(gains_W))).indices.tolist():
+        for place in (0, len(words)):
+            found.add((*words[:place], vocabulary[index_W[word]], *words[place:]))
+    return found
+
+
+def stuffed(text: str, title: str, edits: int) -> str:
+    """Keyword stuffing: the first words of a popular item's title at the end."""
+    return " ".join([*text.split(), *title.split()[:edits]])
