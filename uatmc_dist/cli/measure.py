@@ -104,7 +104,7 @@ def attack_content(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos are encoded.")] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check fails.")] = False,
 ) -> None:
-    """Promotion attacks on photos and words, judged by the files; writes content_attack.json. Goes on if interrupted."""
+    """Promotion attacks on photos and words, judged by the files; writes content_attack.json, and can be resumed."""
     from uatmc_dist.content_attacks.report import summarise
     from uatmc_dist.content_attacks.suite import ContentAttacks
     from uatmc_dist.tables.attacks import print_content_attacks
