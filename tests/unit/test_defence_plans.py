@@ -30,11 +30,13 @@ def test_a_plan_takes_from_its_base_what_it_does_not_say(tmp_path):
         "clean: {clean: []}\ndefences: {uat: [adversarial.adversary=uat], certified: []}\n"
         "fewer_seeds: {one: {uat: [0]}}\n"
     )
-    (tmp_path / "own.yaml").write_text("base: base.yaml\nruns: '{catalog}-own'\nwithout: [certified]\n")
+    (tmp_path / "own.yaml").write_text(
+        "base: base.yaml\nruns: '{catalog}-own'\nwithout: [certified]\ndefences: {none: []}\n"
+    )
     one, two = Plan.read(tmp_path / "own.yaml")
     assert (one.name, two.name) == ("own-one", "own-two")
     assert one.run("uat", 0).name == "one-own-uat-s0"
-    assert (one.overrides, list(one.defences)) == (["catalog=data/one"], ["uat"])
+    assert (one.overrides, list(one.defences)) == (["catalog=data/one"], ["uat", "none"])
     assert (one.seeds_of("uat"), one.seeds_of("clean")) == ([0], [0, 1]) and two.seeds_of("uat") == [0, 1]
 
 
