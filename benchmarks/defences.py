@@ -6,11 +6,11 @@ python -m benchmarks.defences configs/defences/mmgcn.yaml --catalog baby   # one
 A plan (configs/defences/) names a configuration, catalogs, training seeds, and for each variant its overrides; every
 variant but those under `clean` starts from the run `clean` of its seed. `shrunk` are the shares of its content half
 that a copy of the clean run keeps: a defence that costs no training. A plan may start from another (`base`), leave
-variants of it out (`without`) and have others in their place. Runs are runs/NAME-VARIANT-sSEED; what is there already is not made again. Each run has
-one process and one thread, and as many run at once as there are cores. Prints the tables (means with 95 % intervals
-over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and with --write puts the tables
-between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a Markdown file. What a step costs
-is measured apart: python -m benchmarks.defence_cost PLAN.
+variants of it out (`without`) and have others in their place. Runs are runs/NAME-VARIANT-sSEED; what is there already
+is not made again. Each run has one process and one thread, and as many run at once as there are cores. Prints the
+tables (means with 95 % intervals over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and
+with --write puts the tables between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a
+Markdown file. What a step costs is measured apart: python -m benchmarks.defence_cost PLAN.
 """
 
 import csv
