@@ -1,6 +1,7 @@
 """Every option: typed, validated, one class per YAML section, a docstring under each field."""
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -182,7 +183,7 @@ class AdversarialConfig(Section):
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row; with any_content share of the way,
-    at most 1."""
+    at most 1. calibrated: what `uatmc calibrate` found on the run of start_from, budget and adversary too."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of the ball. The sign step of linf is not continuous, so that rounding shows: numbers of ranks
     agree to about 1e-3, not 1e-5."""
@@ -403,6 +404,23 @@ class Config(Section):
     """Ranks."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_calibrated(cls, values: Any) -> Any:
+        adversarial = values.get("adversarial") if isinstance(values, dict) else None
+        if not isinstance(adversarial, dict) or adversarial.get("epsilon") != "calibrated":
+            return values
+        if not values.get("start_from"):
+            raise ValueError("adversarial.epsilon calibrated is that of start_from; set start_from=RUN")
+        path = Path(values["start_from"]) / "calibration.json"
+        try:
+            recommended = json.loads(path.read_text(encoding="utf-8"))["recommended"]
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"{path} is missing or damaged; run `uatmc calibrate {values['start_from']}`") from None
+        if recommended is None:
+            raise ValueError(f"{path} recommends nothing; calibrate with content_attack.pixels that have 1, or words")
+        return {**values, "adversarial": {**adversarial, **recommended["options"]}}
 
     @field_validator("name")
     @classmethod

@@ -92,3 +92,28 @@ def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_pat
     finally:
         (catalog / "shop/elsewhere").rename(photos)
     assert refused.returncode == 2 and "no such file" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_calibration_is_what_the_next_training_reads(shop, tmp_path):
+    catalog, run = shop
+    options = [option for option in SHORT if "pixels" not in option]
+    shown = run_uatmc("calibrate", run, *options, "content_attack.pixels=[1, 4]")
+    report = json.loads((run / "calibration.json").read_text())
+    assert [(entry["attack"], entry["size"]) for entry in report["sizes"]] == [
+        ("pixels", 1.0), ("pixels", 4.0), ("words", 1), ("words", 2)
+    ]  # fmt: skip
+    for entry in report["sizes"]:
+        assert 0 <= entry["moved"]["l2"]["10%"] <= entry["moved"]["l2"]["90%"] <= entry["epsilon"]["l2"] <= 2.001
+    recommended = report["recommended"]["options"]
+    assert f"adversarial.budget={recommended['budget']}" in shown.stdout
+    values = {**TINY, "name": "robust", "catalog": str(catalog), "output_dir": str(tmp_path), "start_from": str(run)}
+    (tmp_path / "robust.yaml").write_text(yaml.safe_dump(values))
+    train_options = tmp_path / "robust.yaml", "adversarial.epochs=1", "adversarial.epsilon=calibrated"
+    done = train(*train_options)
+    assert done.returncode == 0, done.stderr
+    trained = yaml.safe_load((tmp_path / "robust/config.yaml").read_text())["adversarial"]
+    assert {name: trained[name] for name in recommended} == recommended
+    (run / "calibration.json").unlink()
+    refused = train(*train_options, "name=other")
+    assert refused.returncode == 2 and "run `uatmc calibrate" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1

@@ -122,6 +122,35 @@ def attack_content(
 
 
 @app.command()
+def calibrate(
+    run: RunPath,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos and texts are encoded.")] = "auto",
+) -> None:
+    """Which epsilon changed pixels and words are worth; writes calibration.json (adversarial.epsilon=calibrated)."""
+    from uatmc_dist.content_attacks import calibration
+    from uatmc_dist.content_attacks.suite import ContentAttacks
+    from uatmc_dist.tables.attacks import print_calibration
+
+    folder, config, catalog, model = opened(run, overrides)
+    options = config.content_attack.model_copy(update={"attacks": _of_modalities(model.dense)})
+    content = ContentAttacks(model, catalog, config.attack, options, run / "content_attack", device)
+    with shown("targets") as progress:
+        records = content.run(progress)
+    report = calibration.calibrate(records, config.attack.k)
+    path = folder.write_json(calibration.FILE, report)
+    print_calibration(console, run, report)
+    tell_written(path)
+
+
+def _of_modalities(dense: Any) -> list[str]:
+    """The attacks on files that a model's modalities allow."""
+    if dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to calibrate")
+    return [name for name, modality in (("pixels", "visual"), ("words", "text")) if modality in dense.modalities]
+
+
+@app.command()
 def certify(run: RunPath, overrides: Overrides = None) -> None:
     """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet."""
     import pyarrow as pa

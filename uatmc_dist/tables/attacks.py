@@ -117,6 +117,28 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
     _print_checks(console, report["checks"])
 
 
+def print_calibration(console: Console, run: Path, report: dict[str, Any]) -> None:
+    k = report["k"]
+    table = Table(title=f"{run}: what changed files are worth in feature space")
+    for head in ("attack", "size", f"hit@{k}", "of any\ncontent", "moved, l2\n10 % to 90 %", "epsilon\nl2", "linf"):
+        table.add_column(head)
+    for entry in report["sizes"]:
+        share, moved = entry["share_of_any_content"], entry["moved"]["l2"]
+        table.add_row(
+            entry["attack"],
+            f"{entry['size']:g}",
+            f"{entry[f'hit@{k}_after']:.4f}",
+            "-" if share is None else f"{share:.0%}",
+            f"{moved['10%']:.2f} to {moved['90%']:.2f}",
+            *(f"{entry['epsilon'][norm]:.3f}" for norm in ("l2", "linf")),
+        )
+    console.print(table)
+    console.print(f"epsilon: radius that covers {report['covered']:.0%} of the changes", highlight=False)
+    if report["recommended"] is not None:
+        options = " ".join(f"adversarial.{key}={value}" for key, value in report["recommended"]["options"].items())
+        console.print(f"train with {options}: {report['recommended']['why']}", highlight=False, soft_wrap=True)
+
+
 def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
     table = Table(title=f"{run}: gradients of the two modalities; before is {report['before_is']}")
     for column in ("", "before", "after"):

@@ -1,0 +1,80 @@
+"""calibration.json: which epsilon real attacks on files are worth in feature space, and what to train against."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from uatmc_dist.content_attacks.suite import AS_COMPUTED, MODALITIES_OF, Record
+
+FILE = "calibration.json"
+_QUANTILES = (0.1, 0.5, 0.9, 0.95)
+_COVERED = 0.95
+_UNSEEN = {"pixels": 1.0, "words": 1}
+"""Changes that nobody notices: a pixel by 1/255, a word."""
+_AS_GOOD_AS_ANY = 0.5
+"""Share of what any content gains from which on a ball around the row says nothing."""
+_SHARE = 0.2
+"""Of the way towards any content, in training: kept 95 % of the accuracy where it was chosen (docs/results.md)."""
+
+
+def calibrate(records: Sequence[Record], k: int) -> dict[str, Any]:
+    """Of the records of `pixels` and `words`: by size how far rows moved, which share of what any content gains was
+    reached, and the smallest radius in which 95 % of the moved rows lie, so that a certificate of that radius covers
+    them; then what to train with."""
+    entries = [
+        _entry(attack, size, [r for r in written if r["size"] == size], k)
+        for attack in ("pixels", "words")
+        for written in [_best_files(records, attack)]
+        for size in dict.fromkeys(record["size"] for record in written)
+    ]
+    unseen = [entry for entry in entries if entry["size"] == _UNSEEN[entry["attack"]]]
+    return {"k": k, "covered": _COVERED, "sizes": entries, "recommended": _recommended(unseen)}
+
+
+def _best_files(records: Sequence[Record], attack: str) -> list[Record]:
+    """Of each target and size the file that wins most anchors."""
+    found: dict[tuple[int, int, float], Record] = {}
+    for record in records:
+        if record["attack"] != attack or record["file"] in (None, AS_COMPUTED):
+            continue
+        key = record["seed"], record["item"], record["size"]
+        if key not in found or record["after"] > found[key]["after"]:
+            found[key] = record
+    return list(found.values())
+
+
+def _entry(attack: str, size: float, records: Sequence[Record], k: int) -> dict[str, Any]:
+    (modality,) = MODALITIES_OF[attack]
+    column = lambda name: np.array([record[name] for record in records])  # noqa: E731
+    before, after, best = column("before").mean(), column("after").mean(), column("any_content").mean()
+    moved = {
+        norm: np.quantile([record["moved"][f"{modality}_{norm}"] for record in records], _QUANTILES).tolist()
+        for norm in ("l2", "linf")
+    }
+    return {
+        "attack": attack,
+        "modality": modality,
+        "size": size,
+        "targets": len(records),
+        f"hit@{k}_before": float(before),
+        f"hit@{k}_after": float(after),
+        "share_of_any_content": float((after - before) / (best - before)) if best > before else None,
+        "moved": {norm: dict(zip(("10%", "median", "90%"), values, strict=False)) for norm, values in moved.items()},
+        "epsilon": {norm: values[-1] for norm, values in moved.items()},
+    }
+
+
+def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """None where the smallest changes were not measured."""
+    if not unseen:
+        return None
+    shares = {entry["modality"]: entry["share_of_any_content"] or 0.0 for entry in unseen}
+    radius = max(entry["epsilon"]["l2"] for entry in unseen)
+    if max(shares.values()) >= _AS_GOOD_AS_ANY or radius >= 1:
+        options: dict[str, Any] = {"budget": "any_content", "epsilon": _SHARE, "adversary": "certified"}
+        why = "a change that nobody sees does much of what any content does, so no ball around the row says anything"
+    else:
+        options = {"budget": "ball", "epsilon": radius, "adversary": "uat"}
+        why = f"{_COVERED:.0%} of the unseen changes stay within this radius (l2)"
+    return {"options": options, "why": why, "share_of_any_content": shares}
