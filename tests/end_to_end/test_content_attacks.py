@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 from conftest import TINY, run_uatmc, train
+from uatmc_dist.evaluation.report.content import marked
 
 SHORT = (
     "attack.k=10",
@@ -57,6 +58,21 @@ def test_photos_are_attacked_and_judged_by_their_files(shop):
     assert json.loads((run / "content_attack.json").read_text()) == report
     assert {path: path.stat().st_mtime_ns for path in changed} == stamps
     assert "any photo at all" in first.stdout and "any photo at all" in again.stdout
+
+
+def test_the_report_shows_what_was_changed(shop, tmp_path):
+    _, run = shop
+    run_uatmc("attack-content", run, *SHORT)
+    risen = json.loads((run / "content_attack.json").read_text())["risen"]
+    assert len(risen) == 2 and risen[0]["after"] - risen[0]["before"] >= risen[1]["after"] - risen[1]["before"]
+    assert all(one["median_rank_before"] >= 1 and one["text_after"] for one in risen)
+    run_uatmc("report", run, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 2 and "difference, times 24" in page
+    assert "<ins>" in page.split('class="riser"')[1] and "Hit rate after changed pixels" in page
+    assert marked("a red coat", "a blue wool coat") == [
+        ("same", "a"), ("out", "red"), ("in", "blue"), ("in", "wool"), ("same", "coat")
+    ]  # fmt: skip
 
 
 def test_an_interrupted_attack_goes_on(shop):

@@ -114,6 +114,8 @@ def attack_content(
     with shown("targets") as progress:
         records = attacks.run(progress)
     report = summarise(records, config.content_attack, config.attack.k)
+    titles = catalog.titles()[1]
+    report["risen"] = [{"title": titles[one["item"]], **one} for one in attacks.risen(records)]
     path = folder.write_json("content_attack.json", report)
     print_content_attacks(console, run, report)
     tell_written(path)

@@ -49,7 +49,7 @@ def compare(
         strongest = after[STRONGEST]
         bound = strongest[f"certified_hit@{k}"]
         evaluations[run] = accuracy
-        replaced[run] = report["any_content"]
+        replaced[run] = report.get("any_content", [])
         rows[run] = (
             f"{strongest[f'hit@{k}_before']:.4f}",
             *(f"{after[name][f'hit@{k}_after']:.4f}" if name in after else "-" for name in ("pgd", STRONGEST)),

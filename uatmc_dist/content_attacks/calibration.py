@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from uatmc_dist.content_attacks.suite import AS_COMPUTED, MODALITIES_OF, Record
+from uatmc_dist.content_attacks.kept import Record
+from uatmc_dist.content_attacks.suite import AS_COMPUTED, MODALITIES_OF
 
 FILE = "calibration.json"
 _QUANTILES = (0.1, 0.5, 0.9, 0.95)

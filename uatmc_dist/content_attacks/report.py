@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from uatmc_dist.config import ContentAttackConfig
-from uatmc_dist.content_attacks.suite import AS_COMPUTED, Record
+from uatmc_dist.content_attacks.kept import Record
+from uatmc_dist.content_attacks.suite import AS_COMPUTED
 
 _STRONG, _KEPT = 0.8, 0.8
 _STRONG_SIZE = 2.0

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.base import Targets, best_of
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
+from uatmc_dist.content_attacks.kept import Kept, Record
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import Expa, Insa, Objective, PixelBall, Rank, climb, single
 from uatmc_dist.content_attacks.texts import TextRows
@@ -32,7 +32,6 @@ from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
-Record = dict[str, Any]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
 MODALITIES_OF: dict[str, tuple[str, ...]] = {
@@ -98,7 +97,7 @@ class ContentAttacks:
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Record]:
         """A record for each seed, attack, target, size and file; goes on where it was interrupted."""
-        kept = _Kept(self._folder, self._key())
+        kept = Kept(self._folder, self._key())
         jobs = [
             _Job(seed, index, int(item), attack)
             for seed, (_, items) in self._scenes.items()
@@ -126,7 +125,7 @@ class ContentAttacks:
         words = json.dumps([options, self._k, [float(weight) for weight in weights]])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
-    def _attack(self, job: _Job, kept: "_Kept") -> list[Record]:
+    def _attack(self, job: _Job, kept: Kept) -> list[Record]:
         scene, _ = self._scenes[job.seed]
         target, modalities = single(scene.targets, job.index), MODALITIES_OF[job.attack]
         best_v, best_t = best_of(target, APGD(15, 1, modalities)(target, AnyContent(), generator(0)))
@@ -142,7 +141,7 @@ class ContentAttacks:
         found = attack.get(job.attack, self._pixels)(job, target, kept)
         return [common | one for one in found] or [common | {"size": None, "file": None}]  # nothing to change
 
-    def _pixels(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+    def _pixels(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         rows = self._photos
         assert rows is not None
         if job.attack == "copy_photo":
@@ -184,7 +183,7 @@ class ContentAttacks:
         with torch.no_grad():
             return Expa(target, self._photos.rows(as_pixels(hook, self._photos.device)[None])[0][0])
 
-    def _words(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+    def _words(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         rows = self._texts
         assert rows is not None
         text, copied = rows.text(job.item), rows.text(self._popular)
@@ -202,7 +201,7 @@ class ContentAttacks:
             (row_d,) = rows.rows_of([changed])
             yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
 
-    def _both(self, job: _Job, target: Targets, kept: "_Kept") -> Iterator[Record]:
+    def _both(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         """The photo of `pixels` and the text of `words`, the first size with the first number of edits and so on."""
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
@@ -213,6 +212,46 @@ class ContentAttacks:
             (text_d,) = self._texts.rows_of([of_words[edits]["text"]])
             figures = self._figures(job, target, "png", self._photos.row_of(open_photo(file)), text_d)
             yield {"size": size, "edits": edits, **figures}
+
+    def risen(self, records: list[Record], most: int = 10) -> list[Record]:
+        """The targets that rose most, by the attack that changes most, with what was changed and the median anchor's
+        rank before and after."""
+        files = ("png", "text")
+        of_kind: list[Record] = []
+        for attack in ("both", "pixels", "words"):
+            of_kind = of_kind or [r for r in records if r["attack"] == attack and r["file"] in files]
+        best: dict[tuple[int, int], Record] = {}
+        for record in of_kind:
+            key = record["seed"], record["item"]
+            if key not in best or record["after"] > best[key]["after"]:
+                best[key] = record
+        ordered = sorted(best.values(), key=lambda record: record["after"] - record["before"], reverse=True)
+        return [self._shown(record, records) for record in ordered[:most]]
+
+    def _shown(self, record: Record, records: list[Record]) -> Record:
+        item, size = record["item"], record["size"]
+        scene, items = self._scenes[record["seed"]]
+        index = items.tolist().index(item)
+        shown: Record = {name: record[name] for name in ("attack", "item", "before", "after")}
+        v_d, t_d = scene.targets.v_Td[index], scene.targets.t_Td[index]
+        if record["attack"] != "words" and self._photos is not None:
+            file = self._photo_file("pixels", item, size)
+            v_d = self._photos.row_of(open_photo(file))
+            shown |= {"photo_before": str(self._photos.path(item)), "photo_after": str(file), "pixels": size}
+        if record["attack"] != "pixels" and self._texts is not None:
+            edits = size if record["attack"] == "words" else record["edits"]
+            (text,) = (
+                r["text"]
+                for r in records
+                if (r["seed"], r["attack"], r["item"], r["size"]) == (record["seed"], "words", item, edits)
+            )
+            (t_d,) = self._texts.rows_of([text])
+            shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits}
+        targets = single(scene.targets, index)
+        alone = Scene(targets, scene.clean_TK[index : index + 1], scene.bars, scene.k)
+        moved = alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())
+        before, after = alone.ranks([alone.clean, moved]).median(0).values.squeeze(1).tolist()
+        return shown | {"median_rank_before": before, "median_rank_after": after}
 
     def _judged(self, job: _Job, v_d: torch.Tensor, t_d: torch.Tensor) -> float:
         """Exact share of anchors that the target wins with these rows."""
@@ -240,40 +279,3 @@ class ContentAttacks:
                 moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
                 moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
         return {"file": file, "after": self._judged(job, *rows), "moved": moved}
-
-
-class _Kept:
-    """Records on disk, a line each; those of other options are left alone."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); free space") from None
-        self._path = folder / f"records-{key}.jsonl"
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        whole = [line for line in lines if _is_json(line)]
-        if len(whole) < len(lines):  # interrupted in the middle of one
-            self._path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-        self.records: list[Record] = [record for line in whole for record in json.loads(line)]
-        self.done = {(record["seed"], record["attack"], record["item"]) for record in self.records}
-
-    def add(self, records: list[Record]) -> None:
-        """Of one target: a line."""
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(records) + "\n")
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
-        self.records += records
-
-    def of(self, seed: int, attack: str, item: int) -> list[Record]:
-        return [r for r in self.records if (r["seed"], r["attack"], r["item"]) == (seed, attack, item)]
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -171,8 +171,12 @@ class Scene:
         return torch.where(is_best_AT, next_A[:, None], best_A[:, None])
 
     def mean_ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
-        """Mean rank of each target among all items, from 1, over 256 of the anchors; [len(moved), T] for so many
-        embeddings [T, K]. The catalog streams by in tiles, each sorted for itself."""
+        """Mean rank of each target over 256 of the anchors; [len(moved), T] for so many embeddings [T, K]."""
+        return self.ranks(moved).double().mean(0)
+
+    def ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
+        """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T]. The catalog streams
+        by in tiles, each sorted for itself."""
         users_RK = self.targets.users_AK[:_RANKED_ANCHORS].double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()
         own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))
@@ -182,7 +186,7 @@ class Scene:
             scores_Rn = (users_RK @ items_NK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values
             above_RM += scores_Rn.shape[1] - torch.searchsorted(scores_Rn, moved_RM, right=True)
         above_RM -= (own_RM > moved_RM).long()  # the target does not compete with what it was
-        return (1 + above_RM.double().mean(0)).view(len(moved), -1)
+        return 1 + above_RM.view(len(above_RM), len(moved), -1)
 
 
 def strata(catalog: Catalog) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.report.sources import RunFiles
 
-_COLOURS = (
+COLOURS = (
     "#4a86c8",
     "#d9534f",
     "#3a9150",
@@ -58,7 +58,7 @@ def training_curves(runs: Sequence[RunFiles]) -> Figure:
             rows += [(run.name, name, step, value) for step, value in points]
             if points and name in ("loss", "bpr"):
                 dash = "solid" if name == "loss" else "dot"
-                traces.append(_line(f"{run.name}: {name}", points, index, dash))
+                traces.append(curve(f"{run.name}: {name}", points, index, dash))
     return Figure(
         "Training loss",
         "Loss and its clean BPR part by step; a jump is the start of the adversarial phase. The CSV has all terms.",
@@ -79,7 +79,7 @@ def validation_curves(runs: Sequence[RunFiles]) -> Figure:
             points = [(line["step"], line[f"valid/{name}"]) for line in run.metrics if f"valid/{name}" in line]
             rows += [(run.name, name, step, value) for step, value in points]
             if points:
-                traces.append(_line(f"{run.name}: {name}", points, index, "solid" if name == "recall@20" else "dot"))
+                traces.append(curve(f"{run.name}: {name}", points, index, "solid" if name == "recall@20" else "dot"))
     return Figure(
         "Accuracy on the validation split",
         "Full ranking, training items masked.",
@@ -101,7 +101,7 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
     traces, rows = [], []
     for index, name in enumerate(dict.fromkeys(result["attack"] for result in results)):
         of_attack = sorted((r["epsilon"], r[f"hit@{k}_after"], r) for r in results if r["attack"] == name)
-        line = _line(name, [(0.0, before), *((epsilon, after) for epsilon, after, _ in of_attack)], index)
+        line = curve(name, [(0.0, before), *((epsilon, after) for epsilon, after, _ in of_attack)], index)
         if name == STRONGEST:
             line |= {"line": {"width": 9, "color": "#cc3311"}, "opacity": 0.35, "mode": "lines"}
         traces.append(line)
@@ -114,13 +114,13 @@ def hits_by_epsilon(run: RunFiles, stratum: str) -> Figure:
         rows.append((result["attack"], "any content", *_cells(result, before, k)))
         if result["attack"] == STRONGEST:
             after, limit = result[f"hit@{k}_after"], result[f"certified_hit@{k}"]
-            line = _line("any photo and text: strongest attack", [(0.0, after), (furthest, after)], 0, "dot")
+            line = curve("any photo and text: strongest attack", [(0.0, after), (furthest, after)], 0, "dot")
             traces.append(line | {"mode": "lines", "line": {"dash": "dot", "width": 2, "color": "#cc3311"}})
             if limit is not None:
-                line = _line("any photo and text: certificate", [(0.0, limit), (furthest, limit)], 0, "dot")
+                line = curve("any photo and text: certificate", [(0.0, limit), (furthest, limit)], 0, "dot")
                 traces.append(line | {"mode": "lines", "line": {"dash": "dot", "width": 3, "color": "#888888"}})
     if bound:
-        certificate = _line("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
+        certificate = curve("certificate: no attack can pass", [(0.0, before), *bound], 0, "dash")
         traces.append(certificate | {"line": {"dash": "dash", "width": 3, "color": "#888888"}})
     return Figure(
         f"{run.name}: Hit@{k} of {stratum} targets",
@@ -185,7 +185,7 @@ def trade_off(runs: Sequence[RunFiles]) -> Figure:
                 "text": [run.name],
                 "textposition": ("top center", "bottom center")[by_recall.index(run) % 2],
                 "cliponaxis": False,
-                "marker": {"size": 14, "color": _COLOURS[index % len(_COLOURS)]},
+                "marker": {"size": 14, "color": COLOURS[index % len(COLOURS)]},
             }
         )
     return Figure(
@@ -220,7 +220,7 @@ def mismatch_histogram(run: RunFiles, title: str, caption: str, *path: str) -> F
                 "x": middles,
                 "y": counts,
                 "opacity": 0.65,
-                "marker": {"color": _COLOURS[index]},
+                "marker": {"color": COLOURS[index]},
             }
         )
     layout = {"barmode": "overlay", "xaxis": {"title": {"text": path[-1]}}, "yaxis": {"title": {"text": "items"}}}
@@ -275,8 +275,8 @@ def _around(values: Sequence[float]) -> list[float]:
     return [low - room, high + room]
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], index: int, dash: str = "solid") -> dict[str, Any]:
-    if index >= len(_COLOURS):
+def curve(name: str, points: Sequence[tuple[float, float]], index: int, dash: str = "solid") -> dict[str, Any]:
+    if index >= len(COLOURS):
         dash = "dashdot"
     return {
         "type": "scatter",
@@ -284,6 +284,6 @@ def _line(name: str, points: Sequence[tuple[float, float]], index: int, dash: st
         "name": name,
         "x": [x for x, _ in points],
         "y": [y for _, y in points],
-        "line": {"dash": dash, "color": _COLOURS[index % len(_COLOURS)]},
+        "line": {"dash": dash, "color": COLOURS[index % len(COLOURS)]},
         "marker": {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 8},
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.comparison import TITLES
-from uatmc_dist.evaluation.report import figures
+from uatmc_dist.evaluation.report import content, figures
 from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.figures import Figure
 from uatmc_dist.evaluation.report.sources import RunFiles
@@ -30,6 +30,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("page.html").render(
         runs=files,
         sections=_sections(files),
+        galleries=[(run.name, content.gallery(run)) for run in files if run.content_attack],
         titles=TITLES,
         plotly=get_plotlyjs(),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -60,6 +61,15 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
         ),
         ("trade-off", "Robustness and accuracy", [figures.trade_off(runs)] if attacked else []),
         ("accuracy", "Accuracy", [accuracy(runs)] if any(run.evaluation for run in runs) else []),
+        (
+            "files",
+            "Changed photos and words",
+            [
+                figure
+                for attack in ("pixels", "words", "both")
+                for figure in [content.hits_by_size([run for run in runs if run.content_attack], attack)]
+            ],
+        ),
         ("items", "Items to watch", [figures.most_promotable(run) for run in certified]),
         (
             "mismatch",

@@ -22,6 +22,7 @@ class RunFiles:
     attack: Json
     certificate: Json
     mismatch: Json
+    content_attack: Json
     has_content: bool
 
     @property
@@ -40,11 +41,12 @@ class RunFiles:
     def read(cls, path: Path) -> "RunFiles":
         """UserError for a folder that is not a run, or a file that is not whole."""
         folder = opened_run(path)
-        names = ("environment", "evaluation", "attack", "certificate", "mismatch")
+        names = ("environment", "evaluation", "attack", "certificate", "mismatch", "content_attack")
         files = {name: folder.read_json(f"{name}.json") for name in names}
-        attack = files["attack"]
-        if attack is not None and "checks" not in attack:
-            raise UserError(f"{path}/attack.json: written by an older version; run `uatmc attack {path}` again")
+        for name, verb, newest in (("attack", "attack", "any_content"), ("mismatch", "mismatch", "backbone")):
+            found = files[name]
+            if found is not None and newest not in found:
+                raise UserError(f"{path}/{name}.json: written by an older version; run `uatmc {verb} {path}` again")
         has_content = read_yaml(path / "config.yaml").get("model", {}).get("content", True)
         return cls(path, folder.read_metrics(), **files, has_content=has_content)
 
