@@ -110,10 +110,11 @@ def attack_content(
     from uatmc_dist.tables.attacks import print_content_attacks
 
     folder, config, catalog, model = opened(run, overrides)
-    attacks = ContentAttacks(model, catalog, config.attack, config.content_attack, run / "content_attack", device)
+    options = _possible(config.content_attack, model.dense)
+    attacks = ContentAttacks(model, catalog, config.attack, options, run / "content_attack", device)
     with shown("targets") as progress:
         records = attacks.run(progress)
-    report = summarise(records, config.content_attack, config.attack.k)
+    report = summarise(records, options, config.attack.k)
     titles = catalog.titles()[1]
     report["risen"] = [{"title": titles[one["item"]], **one} for one in attacks.risen(records)]
     path = folder.write_json("content_attack.json", report)
@@ -121,6 +122,22 @@ def attack_content(
     tell_written(path)
     if strict and any(check["passed"] is False for check in report["checks"]):
         raise typer.Exit(1)
+
+
+def _possible(options: Any, dense: Any) -> Any:
+    """Without the attacks on content that the model does not have, which are named."""
+    from uatmc_dist.content_attacks.suite import MODALITIES_OF
+
+    if dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to attack")
+    possible = [name for name in options.attacks if set(MODALITIES_OF[name]) <= set(dense.modalities)]
+    if not possible:
+        why = f"the model has {dense.modalities[0]} features alone"
+        raise UserError(f"content_attack.attacks: {', '.join(options.attacks)}: {why}; give others")
+    if left_out := [name for name in options.attacks if name not in possible]:
+        why = f"the model has {dense.modalities[0]} features alone"
+        console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
+    return options.model_copy(update={"attacks": possible})
 
 
 @app.command()

@@ -6,6 +6,7 @@ INSA and EXPA are those of the adversarial item promotion literature (arXiv 2006
     d  width of a projected row    A  anchors
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -123,15 +124,17 @@ def climb(
     objective: Objective,
     steps: int,
     start_3hw: torch.Tensor,
+    before_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """The change [3, h, w] with which most anchors were won on the way, the last of equals.
 
-    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth.
+    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. `before_step` may raise.
     """
     delta_3hw = ball.project(start_3hw, photo_3hw)
     momentum_3hw = torch.zeros_like(photo_3hw)
     best, most = delta_3hw, -1.0
     for step in range(steps + 1):
+        before_step()
         pixels = (photo_3hw + delta_3hw).requires_grad_()
         features, row = rows.rows(pixels[None])
         seen = objective(features[0].detach(), row[0].detach(), step / steps)

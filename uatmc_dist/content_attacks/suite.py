@@ -6,6 +6,7 @@ changed photo is written, read back and encoded as the catalog's photos were.
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ MODALITIES_OF: dict[str, tuple[str, ...]] = {
 }
 
 
+class _Stopped(Exception):
+    """The command was interrupted; what this target would have become is not kept."""
+
+
 @dataclass(frozen=True)
 class _Job:
     seed: int
@@ -65,7 +70,7 @@ class ContentAttacks:
         """Raises UserError for a model without linear fusion, or a catalog without the photos or texts to attack."""
         if not model.is_linear:
             raise UserError("attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead")
-        self._config, self._folder = config, folder
+        self._config, self._folder, self._stopping = config, folder, threading.Event()
         self._model, self._k = model, attack.k
         touched = {modality for name in config.attacks for modality in MODALITIES_OF[name]}
         self._photos = PhotoRows(model, catalog, device) if "visual" in touched else None
@@ -108,13 +113,18 @@ class ContentAttacks:
         done = len(jobs) - len(missing)
         progress(done, len(jobs))
         threads = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.workers > 1 else {}
-        with ThreadPoolExecutor(self.workers, **threads) as pool:
+        pool = ThreadPoolExecutor(self.workers, **threads)
+        try:
             for of_both in (False, True):
                 some = [job for job in missing if (job.attack == "both") == of_both]
                 for records in pool.map(lambda job: self._attack(job, kept), some):
                     kept.add(records)
                     done += 1
                     progress(done, len(jobs))
+        finally:  # Ctrl-C does not wait for the targets that are left
+            self._stopping.set()
+            pool.shutdown(cancel_futures=True)
+            self._stopping.clear()
         wanted = {(job.seed, job.attack, job.item) for job in jobs}
         return [record for record in kept.records if (record["seed"], record["attack"], record["item"]) in wanted]
 
@@ -157,7 +167,8 @@ class ContentAttacks:
         delta, before = torch.zeros_like(pixels), 0.0
         for size in self._config.pixels:
             start = delta * (size / before) if before else delta
-            delta = climb(rows, pixels, PixelBall(size, self._config.norm), objective, self._config.steps, start)
+            ball = PixelBall(size, self._config.norm)
+            delta = climb(rows, pixels, ball, objective, self._config.steps, start, self._stop_if_asked)
             before, changed = size, as_photo(pixels + delta)
             with torch.no_grad():
                 row_d = rows.rows((pixels + delta)[None])[1][0].cpu()
@@ -166,6 +177,10 @@ class ContentAttacks:
                 row_d = rows.row_of(read_back(changed, name))
                 yield {"size": size, **self._figures(job, target, name, v_d=row_d)}
             changed.save(self._photo_file(job.attack, job.item, size))
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
 
     def _photo_file(self, attack: str, item: int, size: float) -> Path:
         folder = self._folder / "photos"
@@ -275,7 +290,7 @@ class ContentAttacks:
             MODALITIES, (v_d, t_d), rows, (target.v_Td[0], target.t_Td[0]), strict=True
         ):
             if given is not None:
-                length = max(float(was_d.norm()), 1e-12)
+                length = float(was_d.norm()) or 1.0  # of an item that had no photo or text
                 moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
                 moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
         return {"file": file, "after": self._judged(job, *rows), "moved": moved}
