@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     # Triton interprets its kernels on the CPU then. Read when Triton is first imported, which other packages do too.
@@ -27,6 +28,9 @@ USERS = 230
 ONE_USER = 1 / USERS
 """What one user adds to a metric of the tiny catalog at most: where weights differ by rounding, a near-tie may fall the
 other way, and that user's items are found or not."""
+
+settings.register_profile("shared", deadline=None)  # machines are shared and noisy
+settings.load_profile("shared")
 
 TINY = {
     "name": "tiny",

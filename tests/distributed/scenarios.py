@@ -21,7 +21,7 @@ SCENARIOS = {
     "full/uat_mc": ["clean.objective=full_catalog", "tables.optimizer=rowwise_adagrad"],
     "full/noise": ["adversarial.adversary=noise"],
     "sampled/noise": ["adversarial.adversary=noise", "adversarial.objective=sampled"],
-    "full/visual_only": ["adversarial.adversary=visual_only"],
+    "full/visual_only": ["adversarial.adversary=visual_only", "adversarial.budget=any_content"],
     "sampled/text_only": ["adversarial.adversary=text_only", "adversarial.objective=sampled", "adversarial.steps=2"],
     "full/certified": ["adversarial.adversary=certified"],
     "sampled/certified": ["adversarial.adversary=certified", "adversarial.objective=sampled"],
@@ -43,7 +43,12 @@ SCENARIOS = {
         "model.user=history",
         "training.popularity_correction=0.5",
     ],
-    "softmax/certified": ["adversarial.objective=softmax", "adversarial.adversary=certified"],
+    "softmax/certified": [
+        "adversarial.objective=softmax",
+        "adversarial.adversary=certified",
+        "adversarial.budget=any_content",
+        "adversarial.epsilon=0.3",
+    ],
     "softmax/uat_mc/known": [
         "clean.objective=softmax",
         "adversarial.objective=softmax",
@@ -108,12 +113,23 @@ SCENARIOS = {
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }
 """Overrides of the base configuration, whose adversarial phase lasts two epochs."""
+ON_FOUR = (
+    *("sampled/uat_mc", "full/none", "full/uat_mc", "full/certified", "full/uat_mc/known", "full/uat_mc/linf"),
+    *("sampled/uat_mc/history", "full/uat_mc/history", "full/uat/both", "softmax/uat_mc", "softmax/certified"),
+    *("own users/softmax/certified", "own users/sampled/users", "softmax/users/known", "full/conditional"),
+    *("sampled/amr/mirrored", "mmgcn/sampled/uat_mc", "mmgcn/full/uat", "mmgcn/softmax/users", "bpr-mf", "bf16"),
+)
+"""What four ranks train: every objective, kind of users, backbone and way of the adversary, each at least once."""
+
+
+def of_ranks(ranks: int) -> dict[str, list[str]]:
+    return {name: SCENARIOS[name] for name in ON_FOUR} if ranks == 4 else SCENARIOS
 
 
 def main(config_path: str, out: str) -> None:
     world = process_group.join()
     seen = {}
-    for name, overrides in SCENARIOS.items():
+    for name, overrides in of_ranks(world.size).items():
         run = f"{name.replace('/', '-')}-{world.size}"
         config = load_config(Path(config_path), [f"name={run}", *overrides])
         trainer = Trainer(config, world)

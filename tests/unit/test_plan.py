@@ -130,7 +130,7 @@ def test_terms_are_positive_and_add_up(problem, machine, phase, cluster):
     assert cost.bottleneck and cost.largest_term
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(problems, machines)
 def test_the_smallest_number_of_devices_fits_and_the_one_before_does_not(problem, machine):
     asked = {"clean": replace(problem, objective="sampled"), "adversarial": problem}

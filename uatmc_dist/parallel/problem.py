@@ -4,6 +4,7 @@ U, N  users and items    d  embedding_dim    K  width of an embedding    C  its 
 """
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,7 @@ class Problem:
 
     def tables(self) -> "dict[str, TableShape]":
         """Sharded tables by name, as the backbone has them."""
-        from uatmc_dist.config import Config
-        from uatmc_dist.models.backbone import backbone
-
-        model: Any = {"backbone": self.backbone, "user": self.user, "embedding_dim": self.embedding_dim}
-        config = Config(name="planned", catalog="planned", model=model)  # type: ignore[arg-type]
-        return backbone(config.model).tables(config, self.users, self.items)
+        return _tables(self.backbone, self.user, self.embedding_dim, self.users, self.items)
 
     @property
     def has_rows(self) -> bool:
@@ -167,3 +163,13 @@ class Work:
 
     def counts(self) -> dict[str, float]:
         return {name: amount for name, amount in asdict(self).items() if amount}
+
+
+@lru_cache(maxsize=64)
+def _tables(name: BackboneName, user: UserKind, dim: int, users: int, items: int) -> "dict[str, TableShape]":
+    from uatmc_dist.config import Config
+    from uatmc_dist.models.backbone import backbone
+
+    model: Any = {"backbone": name, "user": user, "embedding_dim": dim}
+    config = Config(name="planned", catalog="planned", model=model)  # type: ignore[arg-type]
+    return backbone(config.model).tables(config, users, items)
