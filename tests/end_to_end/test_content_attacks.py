@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 from conftest import TINY, run_uatmc, train
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.report.content import marked
 
 SHORT = (
@@ -27,6 +28,7 @@ def shop(tmp_path_factory):
         "data", "synthesize", folder / "shop", "--photos", "--users", 60, "--items", 40, "--interactions", 400
     )
     assert "photos of 40 of 40 items" in made.stdout
+    assert Catalog(folder / "shop").contents("photo")[:2] == ["shop/photos/0.png", "shop/photos/1.png"]
     values = {**TINY, "catalog": str(folder / "shop"), "output_dir": str(folder / "runs"), "clean": {"epochs": 2}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     assert train(folder / "tiny.yaml").returncode == 0

@@ -22,7 +22,7 @@ class PhotoRows:
 
     def __init__(self, model: Any, catalog: Catalog, device: str = "auto") -> None:
         encoding = catalog.meta["modalities"].get("visual", {}).get("encoding")
-        self._paths = catalog.contents("photo")
+        self._paths, self._folder = catalog.contents("photo"), catalog.path
         if encoding is None or self._paths is None:
             raise UserError(
                 f"{catalog.path}: has no photos and no encoder to attack; build the catalog from photos (uatmc data "
@@ -39,7 +39,7 @@ class PhotoRows:
     def path(self, item: int) -> Path | None:
         assert self._paths is not None
         found = self._paths[item]
-        return None if found is None else Path(found)
+        return None if found is None else self._folder / found  # one outside of the catalog is absolute
 
     def photo(self, item: int) -> Image.Image | None:
         """None where the item has no photo. Raises UserError where it is gone or broken."""

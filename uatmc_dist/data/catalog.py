@@ -168,7 +168,9 @@ class Catalog:
         return table["source_id"].to_pylist(), table["title"].to_pylist()
 
     def contents(self, name: str) -> list[str | None] | None:
-        """Of each item its `text`, or the path of its `photo`; None where the catalog was not built from them."""
+        """Of each item its `text`, or the path of its `photo`, from the catalog's folder where it lies in there.
+
+        None where the catalog was not built from them."""
         table = self._read("items.parquet")
         return table[name].to_pylist() if name in table.column_names else None
 

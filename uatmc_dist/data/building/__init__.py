@@ -39,6 +39,8 @@ def build_catalog(
     for modality, rows in features.rows.items():
         writer.encoded(modality, rows, features.records[modality])
     writer.interactions(interactions)
+    if "photo" in features.contents:
+        features.contents["photo"] = [_within(out, path) for path in features.contents["photo"]]
     writer.finish(
         articles.source_ids.to_pylist(),
         articles.titles,
@@ -46,3 +48,10 @@ def build_catalog(
         user_ids=user_ids,
         contents=features.contents,
     )
+
+
+def _within(folder: Path, path: str | None) -> str | None:
+    """Photos that lie in the catalog itself move with it."""
+    if path is None or not Path(path).is_relative_to(folder.resolve()):
+        return path
+    return str(Path(path).relative_to(folder.resolve()))
