@@ -1,7 +1,7 @@
 """Promotion by small changes of a photo's pixels, through the differentiable chain from pixels to scores.
 
-Ours climbs towards the best row that any photo could have (`AnyContent`) first, then the log hinge of the anchors.
-INSA and EXPA are those of the adversarial item promotion literature (arXiv 2006.01888), within the same budgets.
+Ours climbs towards the best row that any photo could have (`AnyContent`). INSA and EXPA are those of the adversarial item
+promotion literature (arXiv 2006.01888), within the same budgets.
 
     d  width of a projected row    A  anchors
 """
@@ -13,9 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
-from uatmc_dist.attacks.apgd import SOFTNESS
 from uatmc_dist.attacks.base import Targets, best_of
-from uatmc_dist.attacks.losses import LogHinge
 from uatmc_dist.attacks.single_modality import visual_only
 from uatmc_dist.content_attacks.photos import PhotoRows
 from uatmc_dist.seeding import generator
@@ -23,8 +21,6 @@ from uatmc_dist.seeding import generator
 _MOMENTUM = 0.75
 _FIRST_STEP, _LAST_STEP = 0.5, 0.05
 """In radii."""
-_TOWARDS_BEST_ROW = 1 / 3
-"""Of the steps."""
 _APGD_STEPS = 15
 
 
@@ -64,26 +60,21 @@ class Outlook(NamedTuple):
 
 
 class Objective(Protocol):
-    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
-        """`progress`: share of the steps that are done."""
-        ...
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook: ...
 
 
-class Rank:
-    """Ours: of one target and its anchors."""
+class BestRow:
+    """Ours: towards the best row that any photo could have, of one target and its anchors. Following the anchors' own
+    loss instead ends lower: it turns with every step, and the row follows late (docs/log.md)."""
 
     def __init__(self, target: Targets) -> None:
         self._target = target
-        attack = visual_only(_APGD_STEPS)
-        best, _ = best_of(target, attack(target, AnyContent(), generator(0)))
-        self._best_row = (target.v_Td + best)[0]
-        self._loss = LogHinge(SOFTNESS * target.typical_reach(AnyContent()))
+        best, _ = best_of(target, visual_only(_APGD_STEPS)(target, AnyContent(), generator(0)))
+        self.row_d = (target.v_Td + best)[0]
 
-    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
-        seen = self._target.evaluate(_visual(self._target, row_d), self._loss)
-        pull_d = (seen.pull_Td @ self._target.w_v)[0]
-        towards = self._best_row if progress < _TOWARDS_BEST_ROW else pull_d
-        return Outlook(float(seen.hits_T), torch.zeros_like(features), towards.to(row_d.device))
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
+        won = float(self._target.hits(_visual(self._target, row_d)))
+        return Outlook(won, torch.zeros_like(features), self.row_d.to(row_d.device))
 
 
 class Insa:
@@ -92,7 +83,7 @@ class Insa:
     def __init__(self, target: Targets) -> None:
         self._target = target
 
-    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         target = self._target
         deltas = _visual(target, row_d)
         scores_A = (target.users_AK @ target.items(*deltas).T).squeeze(1)
@@ -107,7 +98,7 @@ class Expa:
     def __init__(self, target: Targets, hook: torch.Tensor) -> None:
         self._target, self._hook = target, hook
 
-    def __call__(self, features: torch.Tensor, row_d: torch.Tensor, progress: float) -> Outlook:
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         won = float(self._target.hits(_visual(self._target, row_d)))
         return Outlook(won, 2 * (self._hook - features.detach()), torch.zeros_like(row_d))
 
@@ -137,7 +128,7 @@ def climb(
         before_step()
         pixels = (photo_3hw + delta_3hw).requires_grad_()
         features, row = rows.rows(pixels[None])
-        seen = objective(features[0].detach(), row[0].detach(), step / steps)
+        seen = objective(features[0].detach(), row[0].detach())
         if seen.won >= most:
             best, most = delta_3hw, seen.won
         if step == steps:

@@ -22,7 +22,7 @@ from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import Kept, Record
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import Expa, Insa, Objective, PixelBall, Rank, climb, single
+from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, climb, single
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES, Catalog
@@ -189,7 +189,7 @@ class ContentAttacks:
 
     def _objective(self, attack: str, target: Targets) -> Objective:
         if attack == "pixels":
-            return Rank(target)
+            return BestRow(target)
         if attack == "insa":
             return Insa(target)
         assert self._photos is not None
