@@ -1,7 +1,7 @@
 """Promotion by small changes of a photo's pixels, through the differentiable chain from pixels to scores.
 
-Ours climbs towards the best row that any photo could have (`AnyContent`). INSA and EXPA are those of the adversarial item
-promotion literature (arXiv 2006.01888), within the same budgets.
+Ours climbs towards the best row that any photo could have (`AnyContent`). INSA and EXPA are those of the literature on
+adversarial item promotion (arXiv 2006.01888), within the same budgets.
 
     d  width of a projected row    A  anchors
 """
