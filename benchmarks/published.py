@@ -16,7 +16,6 @@ Each is trained with uat and uat_mc from the same clean run; runs/published keep
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,7 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import document_parser, markdown_table, one_thread, replace_block, with_interval
+from benchmarks.common import document_parser, markdown_table, replace_block, with_interval
+from benchmarks.defences import call as call_logged
 from uatmc_dist.adversary.budget import Deltas
 from uatmc_dist.adversary.defenses import Adversary, Problem
 from uatmc_dist.data.batches import Batch
@@ -213,12 +213,8 @@ def make(catalog: Path, kind: str, deviation_name: str, adversary: str, seed: in
 
 
 def call(*command: object) -> None:
-    log = RUNS / "log.txt"
     RUNS.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, *map(str, command)], env=one_thread(), stdout=file, stderr=file)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: failed; see {log}")
+    call_logged(RUNS / "log.txt", *command)
 
 
 def figures(run: Path) -> dict[str, float]:

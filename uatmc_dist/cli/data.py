@@ -1,12 +1,15 @@
 """`uatmc data`: catalogs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uatmc_dist.cli.common import app, console, tell_catalog, tell_written
 from uatmc_dist.progress import shown
+
+if TYPE_CHECKING:
+    from uatmc_dist.data.building import BuildOptions
 
 data = typer.Typer(help="Make and look at catalogs.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -61,7 +64,7 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a catalog that is there.")] = False,
 ) -> None:
     """From a shop's own files to a catalog: orders, articles, photos. Goes on where it was interrupted."""
-    from uatmc_dist.data.building import BuildOptions, build_catalog
+    from uatmc_dist.data.building import BuildOptions
 
     options = BuildOptions(
         interactions=interactions,
@@ -88,6 +91,12 @@ def build(
         device=device,
         cache=cache,
     )
+    _build(out, options, overwrite)
+
+
+def _build(out: Path, options: "BuildOptions", overwrite: bool) -> None:
+    from uatmc_dist.data.building import build_catalog
+
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     build_catalog(out, options, overwrite, shown, say)
     tell_catalog(out)
@@ -164,7 +173,7 @@ def synthesize(
 
 def _synthesize_with_photos(out: Path, users: int, items: int, interactions: int, seed: int, overwrite: bool) -> None:
     from uatmc_dist.data import synthetic_shop
-    from uatmc_dist.data.building import BuildOptions, build_catalog
+    from uatmc_dist.data.building import BuildOptions
     from uatmc_dist.data.catalog_writer import refuse_to_replace
 
     refuse_to_replace(out, overwrite)
@@ -178,9 +187,7 @@ def _synthesize_with_photos(out: Path, users: int, items: int, interactions: int
         items=shop / synthetic_shop.ARTICLES,
         photos=shop / synthetic_shop.PHOTOS,
     )
-    say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    build_catalog(out, options, overwrite, shown, say)
-    tell_catalog(out)
+    _build(out, options, overwrite)
 
 
 @data.command()

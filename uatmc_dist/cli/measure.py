@@ -76,6 +76,10 @@ def attack(
     path = folder.write_json("attack.json", report)
     print_attacks(console, run, report)
     tell_written(path)
+    _exit_where_failed(report, strict)
+
+
+def _exit_where_failed(report: dict[str, Any], strict: bool) -> None:
     if strict and any(check["passed"] is False for check in report["checks"]):
         raise typer.Exit(1)
 
@@ -120,8 +124,7 @@ def attack_content(
     path = folder.write_json("content_attack.json", report)
     print_content_attacks(console, run, report)
     tell_written(path)
-    if strict and any(check["passed"] is False for check in report["checks"]):
-        raise typer.Exit(1)
+    _exit_where_failed(report, strict)
 
 
 def _possible(options: Any, dense: Any) -> Any:

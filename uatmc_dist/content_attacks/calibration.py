@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from uatmc_dist.content_attacks.kept import Record
+from uatmc_dist.content_attacks.kept import Record, best_by
 from uatmc_dist.content_attacks.suite import AS_COMPUTED, MODALITIES_OF
 
 FILE = "calibration.json"
@@ -35,14 +35,8 @@ def calibrate(records: Sequence[Record], k: int) -> dict[str, Any]:
 
 def _best_files(records: Sequence[Record], attack: str) -> list[Record]:
     """Of each target and size the file that wins most anchors."""
-    found: dict[tuple[int, int, float], Record] = {}
-    for record in records:
-        if record["attack"] != attack or record["file"] in (None, AS_COMPUTED):
-            continue
-        key = record["seed"], record["item"], record["size"]
-        if key not in found or record["after"] > found[key]["after"]:
-            found[key] = record
-    return list(found.values())
+    written = (r for r in records if r["attack"] == attack and r["file"] not in (None, AS_COMPUTED))
+    return best_by(written, "seed", "item", "size")
 
 
 def _entry(attack: str, size: float, records: Sequence[Record], k: int) -> dict[str, Any]:

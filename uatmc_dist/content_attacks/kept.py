@@ -1,6 +1,7 @@
 """What content attacks have done, on disk: a line for each attack and target, so that an interrupted one goes on."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ class Kept:
 
     def of(self, seed: int, attack: str, item: int) -> list[Record]:
         return [r for r in self.records if (r["seed"], r["attack"], r["item"]) == (seed, attack, item)]
+
+
+def best_by(records: Iterable[Record], *keys: str) -> list[Record]:
+    """Of those that are equal in these keys the one that wins most anchors, the first of equals."""
+    best: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        key = tuple(record[name] for name in keys)
+        if key not in best or record["after"] > best[key]["after"]:
+            best[key] = record
+    return list(best.values())
 
 
 def _is_json(line: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from uatmc_dist.config import ContentAttackConfig
-from uatmc_dist.content_attacks.kept import Record
+from uatmc_dist.content_attacks.kept import Record, best_by
 from uatmc_dist.content_attacks.suite import AS_COMPUTED
 
 _STRONG, _KEPT = 0.8, 0.8
@@ -26,7 +26,7 @@ def summarise(records: Sequence[Record], config: ContentAttackConfig, k: int) ->
                 name: [r for r in of_size if r["file"] == name] for name in dict.fromkeys(r["file"] for r in of_size)
             }
             written = [record for record in of_size if record["file"] != AS_COMPUTED]
-            files["best file"] = _best(written)
+            files["best file"] = best_by(written, "seed", "item")
             results += [_entry(attack, size, name, of_file, k) for name, of_file in files.items()]
     return {
         "k": k,
@@ -35,15 +35,6 @@ def summarise(records: Sequence[Record], config: ContentAttackConfig, k: int) ->
         "results": results,
         "checks": _checks(results, k),
     }
-
-
-def _best(written: Sequence[Record]) -> list[Record]:
-    found: dict[tuple[int, int], Record] = {}
-    for record in written:
-        key = record["seed"], record["item"]
-        if key not in found or record["after"] > found[key]["after"]:
-            found[key] = record
-    return list(found.values())
 
 
 def _entry(attack: str, size: float | None, file: str, records: Sequence[Record], k: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.base import Targets, best_of
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import Kept, Record
+from uatmc_dist.content_attacks.kept import Kept, Record, best_by
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, climb, single
 from uatmc_dist.content_attacks.texts import TextRows
@@ -235,12 +235,8 @@ class ContentAttacks:
         of_kind: list[Record] = []
         for attack in ("both", "pixels", "words"):
             of_kind = of_kind or [r for r in records if r["attack"] == attack and r["file"] in files]
-        best: dict[tuple[int, int], Record] = {}
-        for record in of_kind:
-            key = record["seed"], record["item"]
-            if key not in best or record["after"] > best[key]["after"]:
-                best[key] = record
-        ordered = sorted(best.values(), key=lambda record: record["after"] - record["before"], reverse=True)
+        best = best_by(of_kind, "seed", "item")
+        ordered = sorted(best, key=lambda record: record["after"] - record["before"], reverse=True)
         return [self._shown(record, records) for record in ordered[:most]]
 
     def _shown(self, record: Record, records: list[Record]) -> Record:

@@ -76,8 +76,7 @@ def print_runs(
     """The runs of each catalog and split with its baselines below; `rest`: what an attack does to a run."""
     groups = together(evaluations)
     table = Table(
-        title=title,
-        caption="best: the strongest attack for each target; bound: certified, no attack passes it",
+        title=title, caption="best: the strongest attack for each target; bound: certified, no attack passes it"
     )
     table.add_column("run", no_wrap=True)
     for column in (*list(_HEADINGS.values())[:2], "before", "after\nPGD", "after\nbest", "bound"):
