@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
+from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.base import Targets, best_of
-from uatmc_dist.attacks.single_modality import visual_only
 from uatmc_dist.content_attacks.photos import PhotoRows
 from uatmc_dist.seeding import generator
 
@@ -67,14 +67,12 @@ class BestRow:
     """Ours: towards the best row that any photo could have, of one target and its anchors. Following the anchors' own
     loss instead ends lower: it turns with every step, and the row follows late (docs/log.md)."""
 
-    def __init__(self, target: Targets) -> None:
-        self._target = target
-        best, _ = best_of(target, visual_only(_APGD_STEPS)(target, AnyContent(), generator(0)))
-        self.row_d = (target.v_Td + best)[0]
+    def __init__(self, target: Targets, best_row_d: torch.Tensor) -> None:
+        self._target, self._best_row_d = target, best_row_d
 
     def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         won = float(self._target.hits(_visual(self._target, row_d)))
-        return Outlook(won, torch.zeros_like(features), self.row_d.to(row_d.device))
+        return Outlook(won, torch.zeros_like(features), self._best_row_d.to(row_d.device))
 
 
 class Insa:
@@ -140,6 +138,12 @@ def climb(
         length = ball.size * (_FIRST_STEP + (_LAST_STEP - _FIRST_STEP) * step / max(steps - 1, 1))
         delta_3hw = ball.project(delta_3hw + length * ball.direction(momentum_3hw), photo_3hw)
     return best.detach()
+
+
+def best_rows(target: Targets, modalities: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best visual and textual rows [d] that any content of these modalities could have, as found by APGD."""
+    best_v, best_t = best_of(target, APGD(_APGD_STEPS, 1, modalities)(target, AnyContent(), generator(0)))
+    return (target.v_Td + best_v)[0], (target.t_Td + best_t)[0]
 
 
 def single(targets: Targets, index: int) -> Targets:

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
-from uatmc_dist.attacks.apgd import APGD
-from uatmc_dist.attacks.base import Targets, best_of
+from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import Kept, Record, best_by
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, climb, single
+from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, best_rows, climb, single
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES, Catalog
@@ -31,8 +30,8 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
 from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.linear_model import LinearModel
-from uatmc_dist.seeding import generator
 
+Rows = tuple[torch.Tensor, torch.Tensor]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
 MODALITIES_OF: dict[str, tuple[str, ...]] = {
@@ -138,20 +137,20 @@ class ContentAttacks:
     def _attack(self, job: _Job, kept: Kept) -> list[Record]:
         scene, _ = self._scenes[job.seed]
         target, modalities = single(scene.targets, job.index), MODALITIES_OF[job.attack]
-        best_v, best_t = best_of(target, APGD(15, 1, modalities)(target, AnyContent(), generator(0)))
+        best = best_rows(target, modalities)
         common = {
             "seed": job.seed,
             "attack": job.attack,
             "item": job.item,
             "before": self._judged(job, target.v_Td[0], target.t_Td[0]),
-            "any_content": self._judged(job, (target.v_Td + best_v)[0], (target.t_Td + best_t)[0]),
+            "any_content": self._judged(job, *best),
             "any_content_bound": float(scene.certified_hits(AnyContent(), modalities)[job.index]),
         }
         attack = {"words": self._words, "stuffing": self._words, "copy_text": self._words, "both": self._both}
-        found = attack.get(job.attack, self._pixels)(job, target, kept)
+        found = attack.get(job.attack, self._pixels)(job, target, best, kept)
         return [common | one for one in found] or [common | {"size": None, "file": None}]  # nothing to change
 
-    def _pixels(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
+    def _pixels(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
         rows = self._photos
         assert rows is not None
         if job.attack == "copy_photo":
@@ -163,7 +162,7 @@ class ContentAttacks:
         if photo is None:
             return
         pixels = as_pixels(photo, rows.device)
-        objective = self._objective(job.attack, target)
+        objective = self._objective(job.attack, target, best[0])
         delta, before = torch.zeros_like(pixels), 0.0
         for size in self._config.pixels:
             start = delta * (size / before) if before else delta
@@ -187,9 +186,9 @@ class ContentAttacks:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{attack}-{item}-{size:g}.png"
 
-    def _objective(self, attack: str, target: Targets) -> Objective:
+    def _objective(self, attack: str, target: Targets, best_row_d: torch.Tensor) -> Objective:
         if attack == "pixels":
-            return BestRow(target)
+            return BestRow(target, best_row_d)
         if attack == "insa":
             return Insa(target)
         assert self._photos is not None
@@ -198,7 +197,7 @@ class ContentAttacks:
         with torch.no_grad():
             return Expa(target, self._photos.rows(as_pixels(hook, self._photos.device)[None])[0][0])
 
-    def _words(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
+    def _words(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
         rows = self._texts
         assert rows is not None
         text, copied = rows.text(job.item), rows.text(self._popular)
@@ -216,7 +215,7 @@ class ContentAttacks:
             (row_d,) = rows.rows_of([changed])
             yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
 
-    def _both(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
+    def _both(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
         """The photo of `pixels` and the text of `words`, the first size with the first number of edits and so on."""
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
