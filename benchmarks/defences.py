@@ -10,7 +10,8 @@ variants of it out (`without`) and have others in their place. Runs are runs/NAM
 is not made again. Each run has one process and one thread, and as many run at once as there are cores. Prints the
 tables (means with 95 % intervals over the seeds, Student's t), writes every figure by seed to benchmarks/results/, and
 with --write puts the tables between the marks `<!-- PLAN -->`, or `<!-- PLAN-CATALOG -->`, and `<!-- end -->` of a
-Markdown file. What a step costs is measured apart: python -m benchmarks.defence_cost PLAN.
+Markdown file. A plan with `content_attack` attacks the catalog's photos and words as well, and its tables are of those.
+What a step costs is measured apart: python -m benchmarks.defence_cost PLAN.
 """
 
 import csv
@@ -27,6 +28,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common import RESULTS, document_parser, markdown_table, one_thread, replace_block, with_interval
+from benchmarks.content_table import content_figures, content_markdown
 from uatmc_dist.config import ATTACKS, Config, dump_config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.models.files import write_safetensors
@@ -50,6 +52,8 @@ class Plan:
     """What accuracy is measured on: valid for plans that choose, test for those that report."""
     attack: list[str] = field(default_factory=list)
     certify: bool = True
+    content_attack: list[str] = field(default_factory=list)
+    """Options of `uatmc attack-content`; none: photos and words are left alone."""
     fewer_seeds: dict[str, list[int]] = field(default_factory=dict)
     """Of variants that are far off; in a plan's file by catalog."""
 
@@ -139,6 +143,9 @@ def make(plan: Plan, variant: str, seed: int) -> None:
         call(log, *uatmc, "attack", run, *plan.attack)
     if plan.certify and "any_content" not in _read(run, "certificate"):
         call(log, *uatmc, "certify", run)
+    wanted = load_config(run / "config.yaml", plan.content_attack).content_attack.model_dump(mode="json")
+    if plan.content_attack and _read(run, "content_attack").get("options") != wanted:
+        call(log, *uatmc, "attack-content", run, *plan.content_attack)
 
 
 def make_all(plan: Plan, at_once: int) -> None:
@@ -188,7 +195,7 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
         found[f"certified {entry['norm']} {entry['budget']} {entry['epsilon']:g}"] = entry["certified_hit@50"]
     for entry in _read(run, "certificate").get("any_content", []):
         found[f"certified any {' and '.join(entry['modalities'])}"] = entry["certified_hit@50"]
-    return found
+    return found | content_figures(_read(run, "content_attack"))
 
 
 class Results:
@@ -212,6 +219,10 @@ class Results:
         """Head of the column without an epsilon, where it was measured."""
         return ["any content"] if f"random any {STRONGEST}" in self._found[self.attacked[0]][0] else []
 
+    def found(self, variant: str) -> dict[str, float]:
+        """Figures of its first seed."""
+        return self._found[variant][0]
+
     def cell(self, variant: str, name: str) -> str:
         return with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
 
@@ -224,6 +235,8 @@ class Results:
         return markdown_table(head, ([v, *cells(v)] for v in variants or self.variants))
 
     def markdown(self) -> str:
+        if self.plan.content_attack:
+            return content_markdown(self)
         largest, content = max(self.epsilons), self.attacked
         parts = [
             f"Accuracy ({self.plan.split} split), Hit@50 of random targets before and after the strongest attack, and "

@@ -1,0 +1,76 @@
+"""Tables of attacks on photos and words, of a plan of benchmarks/defences.py with `content_attack`."""
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import markdown_table
+
+if TYPE_CHECKING:
+    from benchmarks.defences import Results
+
+_ANY = {"pixels": "any photo", "words": "any text", "both": "any photo and text"}
+_REPLACED = {"visual": "any photo", "text": "any text", "visual and text": "any photo and text"}
+
+
+def content_figures(report: dict[str, Any]) -> dict[str, float]:
+    """Of a run's content_attack.json: Hit@k of the best file of each target, by attack and size."""
+    if not report:
+        return {}
+    k, found = report["k"], {}
+    for result in report["results"]:
+        if result["file"] != "best file":
+            continue
+        size = "" if result["size"] is None else f" {result['size']:g}"
+        found["content before"] = result[f"hit@{k}_before"]
+        found[f"content {result['attack']}{size}"] = result[f"hit@{k}_after"]
+        if result["attack"] in _ANY:
+            found[f"content {_ANY[result['attack']]}"] = result[f"hit@{k}_any_content"]
+    after = [
+        value for name, value in found.items() if name.startswith("content ") and not name.startswith("content any")
+    ]
+    found["content strongest file"] = max(after)
+    found["content checks failed"] = sum(check["passed"] is False for check in report["checks"])
+    return found
+
+
+def content_markdown(results: "Results") -> str:
+    """Accuracy, hits after each attack on files, and what no file whatsoever can pass."""
+    attacked = [variant for variant in results.variants if "content before" in results.found(variant)]
+    measured = [name for name in results.found(attacked[0]) if name.startswith("content ")]
+    columns = {name: _head(name.removeprefix("content ")) for name in measured}
+    certified = {f"certified any {key}": head for key, head in _REPLACED.items()}
+    return "\n\n".join(
+        [
+            f"Accuracy ({results.plan.split} split) and certified Hit@50 of all items with the photo, the text or both "
+            "replaced by any other:",
+            markdown_table(
+                ["defence", "Recall@20", "NDCG@20", *certified.values()],
+                [
+                    [v, *(results.cell(v, name) for name in ("recall@20", "ndcg@20", *certified))]
+                    for v in results.variants
+                ],
+            ),
+            "Hit@50 of random targets before and after changed files (of each target the best file), and with any "
+            "photo or text at all:",
+            markdown_table(
+                ["", *attacked],
+                [[head, *(_short(results, v, name) for v in attacked)] for name, head in columns.items()],
+            ),
+        ]
+    )
+
+
+def _short(results: "Results", variant: str, name: str) -> str:
+    """Without the interval where it would not fit: counts."""
+    cell = results.cell(variant, name)
+    return str(round(float(cell.split(" ")[0]) * len(results.plan.seeds_of(variant)))) if "failed" in name else cell
+
+
+def _head(name: str) -> str:
+    attack, _, size = name.partition(" ")
+    if attack == "pixels":
+        return f"pixels ±{size}/255"
+    if attack in ("words", "stuffing"):
+        return f"{attack}, {size} {'edit' if size == '1' else 'edits'}"
+    if attack == "both":
+        return f"photo (±{size}/255) and text"
+    return name.replace("_", " ").replace("copy", "copied")
