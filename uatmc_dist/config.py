@@ -47,7 +47,9 @@ AttackName = Literal[
     "square",
     "transfer",
 ]
-ContentAttackName = Literal["pixels", "insa", "expa", "copy_photo", "words", "stuffing", "copy_text", "both"]
+ContentAttackName = Literal[
+    "pixels", "insa", "expa", "transfer", "copy_photo", "words", "stuffing", "copy_text", "both"
+]
 FileFormat = Literal["png", "jpeg95", "jpeg75", "webp"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 METRIC_KS = (5, 10, 20, 50)
@@ -304,9 +306,10 @@ class ContentAttackConfig(Section):
     """Promotion attacks on photos and words, judged by the files that a seller could upload."""
 
     attacks: list[ContentAttackName] = ["pixels", "words", "both", "copy_photo", "copy_text"]
-    """pixels: small changes of the photo. insa, expa: those of the literature (arXiv 2006.01888), towards high scores
-    and towards the photo of the most popular item. copy_photo: that photo itself. words: a few edits of the text.
-    stuffing: words of the most popular item's title at the end. copy_text: its text. both: pixels and words."""
+    """pixels: small changes of the photo. transfer: the same, found on a surrogate run that has another encoder. insa,
+    expa: those of the literature (arXiv 2006.01888), towards high scores and towards the photo of the most popular
+    item. copy_photo: that photo itself. words: a few edits of the text. stuffing: words of the most popular item's
+    title at the end. copy_text: its text. both: pixels and words."""
     pixels: list[Rate] = [0.5, 1, 2, 4, 8]
     """Sizes of the change in 1/255: of every pixel (linf), or root mean squares (l2)."""
     norm: Literal["linf", "l2"] = "linf"
@@ -323,6 +326,8 @@ class ContentAttackConfig(Section):
     """Random target items a seed."""
     seeds: list[Count] = [1]
     """Each seed draws targets and anchor users anew, as attack.seeds do."""
+    surrogate: Path | None = None
+    """Run that the attacker of transfer has instead: on a catalog of the same files, with another encoder."""
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "ContentAttackConfig":
@@ -337,6 +342,8 @@ class ContentAttackConfig(Section):
                 raise ValueError(f"content_attack.{name} {getattr(self, name)}: give the smaller ones first")
         if "both" in self.attacks and not {"pixels", "words"} <= set(self.attacks):
             raise ValueError("content_attack.attacks both is made of pixels and words; add them")
+        if "transfer" in self.attacks and self.surrogate is None:
+            raise ValueError("content_attack.attacks transfer needs content_attack.surrogate=RUN")
         return self
 
 

@@ -98,6 +98,7 @@ def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_pat
         ("content_attack.attacks=[pixel]", "content_attack.attacks"),
         ("content_attack.steps=0", "content_attack.steps"),
         ("content_attack.attacks=[both]", "made of pixels and words"),
+        ("content_attack.attacks=[transfer]", "transfer needs content_attack.surrogate=RUN"),
     ):
         refused = run_uatmc("attack-content", run, option, check=False)
         assert refused.returncode == 2 and said in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
@@ -135,3 +136,23 @@ def test_calibration_is_what_the_next_training_reads(shop, tmp_path):
     refused = train(*train_options, "name=other")
     assert refused.returncode == 2 and "run `uatmc calibrate" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_change_found_on_another_encoder_is_replayed_on_this_one(shop, tmp_path):
+    folder, run = shop
+    files = [f"--interactions={folder}/shop/orders.csv", f"--items={folder}/shop/articles.csv"]
+    files += [f"--photos={folder}/shop/photos", "--k-core=1"]
+    run_uatmc("data", "build", tmp_path / "other", *files, "--visual-encoder=smooth:16:efficientnet-lite0")
+    values = yaml.safe_load((run.parents[1] / "tiny.yaml").read_text()) | {"catalog": str(tmp_path / "other")}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**values, "name": "other"}))
+    assert train(tmp_path / "other.yaml").returncode == 0
+    other = run.parent / "other"
+    run_uatmc(
+        "attack-content", run, *SHORT, "content_attack.attacks=[pixels,transfer]", f"content_attack.surrogate={other}"
+    )
+    report = json.loads((run / "content_attack.json").read_text())
+    entries = {r["attack"]: r for r in report["results"] if r["file"] == "png"}
+    known, unknown = entries["pixels"], entries["transfer"]
+    assert known["hit@10_before"] == unknown["hit@10_before"]
+    assert unknown["hit@10_after"] <= unknown["certified_hit@10_any_content"]
+    assert known["moved"] != unknown["moved"]

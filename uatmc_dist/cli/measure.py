@@ -109,13 +109,16 @@ def attack_content(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check fails.")] = False,
 ) -> None:
     """Promotion attacks on photos and words, judged by the files; writes content_attack.json, and can be resumed."""
+    from uatmc_dist.content_attacks.drawn import Attacked
     from uatmc_dist.content_attacks.report import summarise
     from uatmc_dist.content_attacks.suite import ContentAttacks
     from uatmc_dist.tables.attacks import print_content_attacks
 
     folder, config, catalog, model = opened(run, overrides)
     options = _possible(config.content_attack, model.dense)
-    attacks = ContentAttacks(model, catalog, config.attack, options, run / "content_attack", device)
+    surrogate = _opened_surrogate(options.surrogate) if "transfer" in options.attacks else None
+    attacked = Attacked(model, catalog)
+    attacks = ContentAttacks(attacked, config.attack, options, run / "content_attack", device, surrogate)
     with shown("targets") as progress:
         records = attacks.run(progress)
     report = summarise(records, options, config.attack.k)
@@ -125,6 +128,14 @@ def attack_content(
     print_content_attacks(console, run, report)
     tell_written(path)
     _exit_where_failed(report, strict)
+
+
+def _opened_surrogate(run: Path) -> Any:
+    """The run that the attacker of `transfer` has, on its own catalog."""
+    from uatmc_dist.content_attacks.drawn import Attacked
+
+    _, _, catalog, model = opened(run, None)
+    return Attacked(model, catalog)
 
 
 def _possible(options: Any, dense: Any) -> Any:
@@ -151,12 +162,13 @@ def calibrate(
 ) -> None:
     """Which epsilon changed pixels and words are worth; writes calibration.json (adversarial.epsilon=calibrated)."""
     from uatmc_dist.content_attacks import calibration
+    from uatmc_dist.content_attacks.drawn import Attacked
     from uatmc_dist.content_attacks.suite import ContentAttacks
     from uatmc_dist.tables.attacks import print_calibration
 
     folder, config, catalog, model = opened(run, overrides)
     options = config.content_attack.model_copy(update={"attacks": _of_modalities(model.dense)})
-    content = ContentAttacks(model, catalog, config.attack, options, run / "content_attack", device)
+    content = ContentAttacks(Attacked(model, catalog), config.attack, options, run / "content_attack", device)
     with shown("targets") as progress:
         records = content.run(progress)
     report = calibration.calibrate(records, config.attack.k)

@@ -15,27 +15,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uatmc_dist.adversary.budget import AnyContent
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
+from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import Kept, Record, best_by
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, best_rows, climb, single
+from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, best_rows, climb
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.encoders.photos import open_photo
 from uatmc_dist.errors import UserError
-from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
-from uatmc_dist.evaluation.stage import lengths
-from uatmc_dist.models.linear_model import LinearModel
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
 MODALITIES_OF: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("pixels", "insa", "expa", "copy_photo"), ("visual",)),
+    **dict.fromkeys(("pixels", "insa", "expa", "transfer", "copy_photo"), ("visual",)),
     **dict.fromkeys(("words", "stuffing", "copy_text"), ("text",)),
     "both": MODALITIES,
 }
@@ -59,31 +56,36 @@ class ContentAttacks:
 
     def __init__(
         self,
-        model: LinearModel,
-        catalog: Catalog,
+        attacked: Attacked,
         attack: AttackConfig,
         config: ContentAttackConfig,
         folder: Path,
         device: str = "auto",
+        surrogate: Attacked | None = None,
     ) -> None:
-        """Raises UserError for a model without linear fusion, or a catalog without the photos or texts to attack."""
-        if not model.is_linear:
-            raise UserError("attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead")
+        """`surrogate`: what the attacker of `transfer` sees instead. Raises UserError for a model without linear
+        fusion, a catalog without the photos or texts to attack, a surrogate with other users or items."""
+        model, catalog = attacked.model, attacked.catalog
+        for each in (attacked, surrogate):
+            if each is not None and not each.model.is_linear:
+                raise UserError(
+                    "attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead"
+                )
         self._config, self._folder, self._stopping = config, folder, threading.Event()
         self._model, self._k = model, attack.k
         touched = {modality for name in config.attacks for modality in MODALITIES_OF[name]}
         self._photos = PhotoRows(model, catalog, device) if "visual" in touched else None
         self._texts = TextRows(model, catalog, device) if "text" in touched else None
-        self._scenes = dict(self._drawn(catalog, attack.model_copy(update={"num_targets": config.num_targets})))
+        drawn = attack.model_copy(update={"num_targets": config.num_targets})
+        self._drawn = Drawn(attacked, drawn, config.seeds)
+        self._surrogate: tuple[PhotoRows, Drawn] | None = None
+        if surrogate is not None:
+            check_alike(catalog, surrogate.catalog)
+            rows = PhotoRows(surrogate.model, surrogate.catalog, device)
+            self._surrogate = rows, Drawn(surrogate, drawn, config.seeds)
         self._popular = self._most_popular(catalog)
         if self._texts is not None:
             _ = self._texts.vocabulary  # before there are threads
-
-    def _drawn(self, catalog: Catalog, attack: AttackConfig) -> Iterator[tuple[int, tuple[Scene, torch.Tensor]]]:
-        bars = Bars.of(self._model, lengths(self._k, len(self._model.identity_Nd)))
-        for seed in self._config.seeds:
-            items, anchors = draw_ids(attack, seed, "random", strata(catalog)["random"], catalog.num_users)
-            yield seed, (Scene.draw(self._model, bars, self._k, items, anchors, None), items)
 
     def _most_popular(self, catalog: Catalog) -> int:
         """Of the items with the content that is attacked."""
@@ -103,8 +105,8 @@ class ContentAttacks:
         """A record for each seed, attack, target, size and file; goes on where it was interrupted."""
         kept = Kept(self._folder, self._key())
         jobs = [
-            _Job(seed, index, int(item), attack)
-            for seed, (_, items) in self._scenes.items()
+            _Job(seed, index, item, attack)
+            for seed, items in self._drawn.items.items()
             for attack in sorted(self._config.attacks, key=lambda name: name == "both")  # made of what others did
             for index, item in enumerate(items)
         ]
@@ -129,22 +131,21 @@ class ContentAttacks:
 
     def _key(self) -> str:
         """Of what a record depends on besides its target and attack."""
-        options = self._config.model_dump(mode="json", exclude={"attacks", "seeds"})
+        options = self._config.model_dump(mode="json", exclude={"attacks", "seeds"}, exclude_none=True)
         weights = [self._model.users_UK.double().sum(), self._model.items().double().abs().sum()]
         words = json.dumps([options, self._k, [float(weight) for weight in weights]])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def _attack(self, job: _Job, kept: Kept) -> list[Record]:
-        scene, _ = self._scenes[job.seed]
-        target, modalities = single(scene.targets, job.index), MODALITIES_OF[job.attack]
+        target, modalities = self._drawn.target(job.seed, job.index), MODALITIES_OF[job.attack]
         best = best_rows(target, modalities)
         common = {
             "seed": job.seed,
             "attack": job.attack,
             "item": job.item,
-            "before": self._judged(job, target.v_Td[0], target.t_Td[0]),
-            "any_content": self._judged(job, *best),
-            "any_content_bound": float(scene.certified_hits(AnyContent(), modalities)[job.index]),
+            "before": self._drawn.won(job.seed, job.index, target.v_Td[0], target.t_Td[0]),
+            "any_content": self._drawn.won(job.seed, job.index, *best),
+            "any_content_bound": self._drawn.bound(job.seed, job.index, modalities),
         }
         attack = {"words": self._words, "stuffing": self._words, "copy_text": self._words, "both": self._both}
         found = attack.get(job.attack, self._pixels)(job, target, best, kept)
@@ -162,12 +163,17 @@ class ContentAttacks:
         if photo is None:
             return
         pixels = as_pixels(photo, rows.device)
-        objective = self._objective(job.attack, target, best[0])
+        seen, objective = rows, self._objective(job.attack, target, best[0])
+        if job.attack == "transfer":
+            assert self._surrogate is not None
+            seen, drawn = self._surrogate
+            of_surrogate = drawn.target(job.seed, job.index)
+            objective = BestRow(of_surrogate, best_rows(of_surrogate, ("visual",))[0])
         delta, before = torch.zeros_like(pixels), 0.0
         for size in self._config.pixels:
             start = delta * (size / before) if before else delta
             ball = PixelBall(size, self._config.norm)
-            delta = climb(rows, pixels, ball, objective, self._config.steps, start, self._stop_if_asked)
+            delta = climb(seen, pixels, ball, objective, self._config.steps, start, self._stop_if_asked)
             before, changed = size, as_photo(pixels + delta)
             with torch.no_grad():
                 row_d = rows.rows((pixels + delta)[None])[1][0].cpu()
@@ -187,7 +193,7 @@ class ContentAttacks:
         return folder / f"{attack}-{item}-{size:g}.png"
 
     def _objective(self, attack: str, target: Targets, best_row_d: torch.Tensor) -> Objective:
-        if attack == "pixels":
+        if attack in ("pixels", "transfer"):
             return BestRow(target, best_row_d)
         if attack == "insa":
             return Insa(target)
@@ -240,10 +246,10 @@ class ContentAttacks:
 
     def _shown(self, record: Record, records: list[Record]) -> Record:
         item, size = record["item"], record["size"]
-        scene, items = self._scenes[record["seed"]]
-        index = items.tolist().index(item)
+        index = self._drawn.items[record["seed"]].index(item)
+        target = self._drawn.target(record["seed"], index)
         shown: Record = {name: record[name] for name in ("attack", "item", "before", "after")}
-        v_d, t_d = scene.targets.v_Td[index], scene.targets.t_Td[index]
+        v_d, t_d = target.v_Td[0], target.t_Td[0]
         if record["attack"] != "words" and self._photos is not None:
             file = self._photo_file("pixels", item, size)
             v_d = self._photos.row_of(open_photo(file))
@@ -257,19 +263,8 @@ class ContentAttacks:
             )
             (t_d,) = self._texts.rows_of([text])
             shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits}
-        targets = single(scene.targets, index)
-        alone = Scene(targets, scene.clean_TK[index : index + 1], scene.bars, scene.k)
-        moved = alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())
-        before, after = alone.ranks([alone.clean, moved]).median(0).values.squeeze(1).tolist()
+        before, after = self._drawn.median_ranks(record["seed"], index, v_d, t_d)
         return shown | {"median_rank_before": before, "median_rank_after": after}
-
-    def _judged(self, job: _Job, v_d: torch.Tensor, t_d: torch.Tensor) -> float:
-        """Exact share of anchors that the target wins with these rows."""
-        scene, _ = self._scenes[job.seed]
-        one = slice(job.index, job.index + 1)
-        targets = single(scene.targets, job.index)
-        alone = Scene(targets, scene.clean_TK[one], scene.bars, scene.k)
-        return float(alone.hits(alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())))
 
     def _figures(
         self,
@@ -288,4 +283,4 @@ class ContentAttacks:
                 length = float(was_d.norm()) or 1.0  # of an item that had no photo or text
                 moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
                 moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
-        return {"file": file, "after": self._judged(job, *rows), "moved": moved}
+        return {"file": file, "after": self._drawn.won(job.seed, job.index, *rows), "moved": moved}

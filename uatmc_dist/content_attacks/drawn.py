@@ -1,0 +1,75 @@
+"""The targets and anchors of each seed under one model, and who wins there with which rows.
+
+d  width of a projected row
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from uatmc_dist.adversary.budget import AnyContent
+from uatmc_dist.attacks.base import Targets
+from uatmc_dist.config import AttackConfig
+from uatmc_dist.content_attacks.pixels import single
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
+from uatmc_dist.evaluation.stage import lengths
+from uatmc_dist.models.linear_model import LinearModel
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model, and the catalog whose photos and texts its items have."""
+
+    model: LinearModel
+    catalog: Catalog
+
+
+class Drawn:
+    """As those of feature-space attacks; which they are depends on the seed and the catalog alone, not on the model."""
+
+    def __init__(self, attacked: Attacked, attack: AttackConfig, seeds: list[int]) -> None:
+        model, catalog = attacked.model, attacked.catalog
+        bars = Bars.of(model, lengths(attack.k, catalog.num_items))
+        self.items: dict[int, list[int]] = {}
+        self._scenes: dict[int, Scene] = {}
+        for seed in seeds:
+            items, anchors = draw_ids(attack, seed, "random", strata(catalog)["random"], catalog.num_users)
+            self.items[seed] = items.tolist()
+            self._scenes[seed] = Scene.draw(model, bars, attack.k, items, anchors, None)
+
+    def target(self, seed: int, index: int) -> Targets:
+        return single(self._scenes[seed].targets, index)
+
+    def won(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> float:
+        """Exact share of anchors that the target wins with these rows."""
+        alone, moved_1K = self._moved(seed, index, v_d, t_d)
+        return float(alone.hits(moved_1K))
+
+    def bound(self, seed: int, index: int, modalities: tuple[str, ...]) -> float:
+        """Share of anchors that no content of these modalities passes."""
+        return float(self._scenes[seed].certified_hits(AnyContent(), modalities)[index])
+
+    def median_ranks(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[float, float]:
+        """Of the anchors, before and with these rows."""
+        alone, moved_1K = self._moved(seed, index, v_d, t_d)
+        before, after = alone.ranks([alone.clean, moved_1K]).median(0).values.squeeze(1).tolist()
+        return before, after
+
+    def _moved(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[Scene, torch.Tensor]:
+        scene = self._scenes[seed]
+        targets, one = single(scene.targets, index), slice(index, index + 1)
+        alone = replace(scene, targets=targets, clean_TK=scene.clean_TK[one])
+        return alone, alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())
+
+
+def check_alike(catalog: Catalog, other: Catalog) -> None:
+    """UserError where a surrogate's users and items are not these."""
+    sizes = [(each.num_users, each.num_items) for each in (catalog, other)]
+    paths = [each.contents("photo") for each in (catalog, other)]
+    if sizes[0] != sizes[1] or paths[1] is None or catalog.titles() != other.titles():
+        raise UserError(
+            f"content_attack.surrogate: {other.path} has other users, items or photos than {catalog.path}; train the "
+            "surrogate on a catalog built from the same files with another --visual-encoder"
+        )
