@@ -73,15 +73,17 @@ def write_config(tmp_path, tiny_values):
     return write
 
 
-def environment() -> dict[str, str]:
-    """One thread a rank, whatever started it: with more of them sums have another order."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+def environment(ranks: int = 1) -> dict[str, str]:
+    """One thread a rank, whatever started it: with more of them sums have another order. More ranks than GPUs go to the
+    CPU."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if 0 < torch.cuda.device_count() < ranks else {}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **hidden}
 
 
 def on_ranks(number: int, script: str | Path, *arguments: str | Path, timeout: int = 300) -> str:
     """Runs a script of this repository on so many gloo ranks; returns what they printed."""
     given = [str(script), *map(str, arguments)]
-    done = nursery.run(number, given, ROOT, environment(), timeout)
+    done = nursery.run(number, given, ROOT, environment(number), timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -90,7 +92,7 @@ def torchrun(number: int, *arguments: str | Path, timeout: int = 300, options=()
     """The same under torchrun itself, from nothing."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", *options]
     command = [sys.executable, *launcher, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, cwd=ROOT, env=environment(number), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -1,11 +1,14 @@
 """The version matrix: what runs together (launch/env), what is installed, and what to install."""
 
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 REQUIRED_CPU = {
     "torch": "2.13.0+cpu",
@@ -49,6 +52,23 @@ def examine(cuda: bool) -> list[Finding]:
     if (found := installed_version("fbgemm-gpu-cpu")) is not None:
         findings.append(Finding("fbgemm-gpu-cpu", "not installed", found, "overwrites the files of fbgemm-gpu"))
     return findings
+
+
+def gpu_problems() -> list[str]:
+    """What keeps an installed CUDA environment from using the GPU: the driver, or what Triton compiles its own with."""
+    import torch
+
+    problems = []
+    if torch.version.cuda and not torch.cuda.is_available():
+        problems.append(
+            f"no GPU for PyTorch: CUDA {torch.version.cuda} needs a newer NVIDIA driver; nvidia-smi shows yours"
+        )
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), None)
+    if compiler is None or shutil.which(compiler.split()[0]) is None:
+        problems.append("no C compiler, which Triton needs; install gcc")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        problems.append("no Python.h, which Triton needs; install python3-dev (the headers of this Python)")
+    return problems
 
 
 def python_problem() -> str:

@@ -73,10 +73,13 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
         if embedded.is_own_catalog(config.catalog):
             embedded.make_catalog(config.catalog, world)
         # A rank that torchrun started again goes on; it must not delete what the first attempt did.
-        Trainer(config, world, overwrite and process_group.is_first_attempt()).fit()
+        trainer = Trainer(config, world, overwrite and process_group.is_first_attempt())
+        _tell(f"training on {process_group.described(world)}", sys.stdout)
+        trainer.fit()
     except Interrupted as interrupted:
         terminated = interrupted.signum == signal.SIGTERM
-        process_group.leave(EXIT_REQUEUE if terminated else 128 + interrupted.signum)
+        exit_code = EXIT_REQUEUE if terminated else 128 + interrupted.signum
+        process_group.leave(exit_code, is_alone=interrupted.is_in_a_step)
     except UserError as error:
         _tell(f"error: {error}")
         process_group.leave(2)
@@ -86,7 +89,7 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
         reason = " ".join(str(error).split())[:160]
         rank = os.environ.get("RANK", "0")
         print(f"error: rank {rank}: lost the other ranks ({reason}); the same command goes on", file=sys.stderr)
-        process_group.leave(EXIT_LOST_RANK)
+        process_group.leave(EXIT_LOST_RANK, is_alone=True)
     # The other ranks leave now: none has to wait for what the first one still has to say.
     process_group.part()
     if world.is_first:

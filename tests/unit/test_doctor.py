@@ -31,6 +31,19 @@ def test_a_mismatch_is_found(monkeypatch, package, found):
     assert problems == ([] if package == "triton" and found is None else [package])
 
 
+def test_what_keeps_triton_and_torch_from_the_gpu_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    driver, compiler, headers = doctor.gpu_problems()
+    assert "CUDA 13.0 needs a newer NVIDIA driver" in driver and "gcc" in compiler and "python3-dev" in headers
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert doctor.gpu_problems() == []
+
+
 def test_the_cpu_build_of_fbgemm_is_refused_beside_the_cuda_one(monkeypatch):
     versions = {**doctor.REQUIRED_CUDA, "fbgemm-gpu-cpu": "1.8.0"}
     monkeypatch.setattr(doctor, "installed_version", versions.get)

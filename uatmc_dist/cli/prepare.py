@@ -102,4 +102,6 @@ def doctor() -> None:
     if problems:
         names = ", ".join(finding.package for finding in problems)
         raise UserError(f"{names}: not what runs together; {checks.mend(cuda)}")
+    if cuda and (of_gpu := checks.gpu_problems()):
+        raise UserError("; ".join(of_gpu))
     console.print("all well")

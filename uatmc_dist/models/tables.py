@@ -19,6 +19,7 @@ from uatmc_dist.config import TablesConfig
 from uatmc_dist.data.histories import Bags
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
+from uatmc_dist.parallel.process_group import ranks_of_a_machine
 from uatmc_dist.parallel.traffic import TRAFFIC
 
 _OPTIMIZERS = {
@@ -26,6 +27,18 @@ _OPTIMIZERS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "sgd": EmbOptimType.EXACT_SGD,
 }
+
+
+def _row_wise_plan(collection: torch.nn.Module, sharder: Any, name: str, world_size: int, device_type: str) -> Any:
+    """Rank r of several machines lies on GPU r mod their ranks."""
+    return construct_module_sharding_plan(
+        collection,
+        {name: row_wise(compute_kernel="fused")},
+        sharder=sharder,
+        local_size=ranks_of_a_machine(world_size),
+        world_size=world_size,
+        device_type=device_type,
+    )
 
 
 class _Sharded:
@@ -39,20 +52,12 @@ class _Sharded:
         self.name, self.dim = name, dim
         self.block = ItemBlock(num_rows, dist.get_rank(), dist.get_world_size())
         self._device, self._lr = device, config.lr
-        world_size = dist.get_world_size()
         fused: dict[str, Any] = {"optimizer": _OPTIMIZERS[config.optimizer], "learning_rate": config.lr}
         if config.optimizer != "sgd":
             fused["eps"] = 1e-8
         sharder = self._sharder(fused_params=fused)
         collection = self._collection(num_rows)
-        plan = construct_module_sharding_plan(
-            collection,
-            {name: row_wise(compute_kernel="fused")},
-            sharder=sharder,
-            local_size=world_size,
-            world_size=world_size,
-            device_type=device.type,
-        )
+        plan = _row_wise_plan(collection, sharder, name, dist.get_world_size(), device.type)
         env = ShardingEnv.from_process_group(dist.group.WORLD)
         self._sharded = shard(collection, plan, env=env, device=device, sharder=sharder)
         if self.block.lo == self.block.hi:

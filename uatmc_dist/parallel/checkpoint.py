@@ -103,7 +103,8 @@ class Checkpoints:
             return unprepared or f"{partial}: cannot be written"
         writing: Future[Any] = dcp.async_save(  # type: ignore[assignment]
             {**_weights(model), **_optimizer_state(model)},
-            checkpoint_id=partial,
+            # All tensors are on the CPU by then: looking ahead would open a context on GPU 0 from every rank.
+            storage_writer=dcp.FileSystemWriter(partial, per_thread_copy_ahead=0),
             process_group=self._group,
             async_stager=_CopyToHost(),
         )
@@ -229,7 +230,8 @@ class _CopyToHost(AsyncStager):
     def stage(self, state_dict: Any) -> Any:
         if isinstance(state_dict, dict):
             return {name: self.stage(value) for name, value in state_dict.items()}
-        return state_dict.clone(memory_format=torch.preserve_format).cpu()
+        on_cpu = state_dict.cpu()  # the clone is for what is on the CPU already: a GPU has no room for two
+        return on_cpu.clone(memory_format=torch.preserve_format) if on_cpu is state_dict else on_cpu
 
     def synchronize_staging(self) -> None:
         return None

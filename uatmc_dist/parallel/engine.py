@@ -143,7 +143,9 @@ def _import_deepspeed():  # type: ignore[no-untyped-def]
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    # Otherwise a C++ build of the shared-memory collectives runs at start-up.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # Otherwise a C++ build of the shared-memory collectives runs at start-up. On a GPU it does not, and a look at
+        # the list would probe every op.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed

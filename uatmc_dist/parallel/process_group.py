@@ -1,6 +1,7 @@
 """Joining the ranks of a run: one process alone, torchrun on one machine, or SLURM through torchrun."""
 
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+
+from uatmc_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,14 @@ class World:
 def join(timeout: timedelta = timedelta(minutes=10)) -> World:
     """Initialises the default process group: gloo for CPU tensors, NCCL for CUDA ones. Without torchrun: one rank.
 
-    `timeout` is the longest wait of a collective.
+    `timeout` is the longest wait of a collective. Raises UserError where the machine's GPUs cannot be used.
     """
-    cuda = torch.cuda.is_available()
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = own_device(int(os.environ.get("LOCAL_RANK", 0)))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+        start_triton()
     else:
-        device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
         # DeepSpeed reads these even where the group exists already.
@@ -47,6 +49,52 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
     store = dist.PrefixStore(_agreed_attempt(store, rank, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, device)
+
+
+def described(world: World) -> str:
+    """How many ranks there are, and on what."""
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "the CPU"
+    return f"{world.size} {'rank' if world.size == 1 else 'ranks'}, {name}"
+
+
+def own_device(local_rank: int) -> torch.device:
+    """The GPU of this rank, or the CPU where the machine has none, or CUDA_VISIBLE_DEVICES hides them.
+
+    Raises UserError where there is a GPU that PyTorch cannot use, and where there are more ranks than GPUs."""
+    if not torch.cuda.is_available():
+        if torch.version.cuda and shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "":
+            raise UserError(
+                f"this machine has an NVIDIA driver, but PyTorch {torch.__version__} cannot use it: CUDA "
+                f"{torch.version.cuda} needs a newer one; install it, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+            )
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"--nproc_per_node: rank {local_rank} of this machine has no GPU, PyTorch sees {gpus}; start as many ranks "
+            "as GPUs, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def start_triton() -> None:
+    """Builds Triton's driver now: it is compiled at the first launch, which may be hours away.
+
+    Raises UserError where there is no C compiler, or no header of Python."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:  # subprocess, file and runtime errors, by what is missing
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"Triton cannot compile its driver ({why}); install gcc and the headers of Python (python3-dev)"
+        ) from None
+
+
+def ranks_of_a_machine(world_size: int) -> int:
+    """How many ranks of this run each machine has; all of them without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
 def _agreed_attempt(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
@@ -93,7 +141,9 @@ def any_rank(flag: int) -> int:
 
 def is_loss_of_a_rank(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone or does not answer."""
-    return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in ("gloo", "timed out"))
+    return isinstance(error, dist.DistError) or any(
+        name in str(error).lower() for name in ("gloo", "nccl", "timed out")
+    )
 
 
 def part() -> None:
@@ -102,14 +152,16 @@ def part() -> None:
         dist.destroy_process_group()
 
 
-def leave(exit_code: int = 0) -> NoReturn:
-    """Ends the process. What was written must be closed by now.
+def leave(exit_code: int = 0, is_alone: bool = False) -> NoReturn:
+    """Ends the process. What was written must be closed by now. `is_alone`: other ranks are gone or stuck, so that the
+    group is not given up: NCCL would wait for what they were to send.
 
     Without the interpreter's own shutdown: DeepSpeed keeps groups of its own alive, and gloo's threads abort the
     process now and then when they drop their last tensors in an interpreter that is going away
     (pytorch/pytorch pull request 179291).
     """
-    part()
+    if not is_alone:
+        part()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -6,6 +6,7 @@ Each rank owns a block of items and a slice of the batch's users.
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -229,7 +230,10 @@ class Trainer:
         self.reporter.report(self.position, terms, self._lr)
 
     def _save(self) -> None:
-        """In the background: training goes on, also where the disk is full now, and the next save tries again."""
+        """In the background: training goes on, also where the disk is full now, and the next save tries again. Raises
+        UserError for weights that are not finite: the last good checkpoint would be pruned for them."""
+        if self._is_spoilt():
+            self._refuse(self.position.step, "a weight")
         if failure := self.checkpoints.save(self.model, asdict(self.position), self.position.best_step):
             self.reporter.say(f"warning: {failure}; training goes on")
         self._saved = self.position
@@ -265,14 +269,20 @@ class Trainer:
         bad = any_rank(len(terms) - finite.index(False) if False in finite else 0)
         if not bad:
             return
-        term = list(terms)[len(terms) - bad]
-        weights = [*(table.local_weight for table in self.model.tables), *self.model.dense_weights().values()]
-        spoilt = any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights)))
-        if not spoilt:
+        if not self._is_spoilt():
             self._save()
+        self._refuse(position.step + 1, f"the loss term {list(terms)[len(terms) - bad]}")
+
+    def _is_spoilt(self) -> bool:
+        """Whether a weight of any rank is NaN or Inf. Collective."""
+        weights = [*(table.local_weight for table in self.model.tables), *self.model.dense_weights().values()]
+        return bool(any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights))))
+
+    def _refuse(self, step: int, what: str) -> NoReturn:
         failure = self.checkpoints.settle()
-        last = failure or f"the last good checkpoint is {next(self.checkpoints.newest_first())}"
+        newest = next(self.checkpoints.newest_first(), "that of the run it started from")
+        last = failure or f"the last good checkpoint is {newest}"
         raise UserError(
-            f"step {position.step + 1}, {position.phase} phase: the loss term {term} is NaN or Inf; {last}; lower "
+            f"step {step}, {self.position.phase} phase: {what} is NaN or Inf; {last}; lower "
             "training.lr or tables.lr, or look at the catalog with `uatmc data describe`"
         )

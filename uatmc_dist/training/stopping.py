@@ -11,9 +11,9 @@ GRACE_S = 40.0
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after a checkpoint was saved; or SIGTERM in a step that does not end in time."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, is_in_a_step: bool = False) -> None:
         super().__init__(signum)
-        self.signum = signum
+        self.signum, self.is_in_a_step = signum, is_in_a_step
 
 
 class StopSignals:
@@ -39,4 +39,4 @@ class StopSignals:
     def _give_up(self, signum: int, frame: FrameType | None) -> None:
         if not self.is_stopping:
             self._say(f"interrupted in a step of more than {GRACE_S:g} s; the last checkpoint is what goes on")
-            raise Interrupted(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM, is_in_a_step=True)

@@ -4,6 +4,7 @@ A variant is a kernel with its flags fixed. The launchers and the static report 
 same entry, so that the code measured in docs/kernels.md is the code that runs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,10 +99,25 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
+class _OnDevice:
+    """A kernel whose launches go to the device of a tensor, whichever is the current one: Triton takes that one."""
+
+    kernel: Any
+    like: torch.Tensor
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            with torch.cuda.device_of(self.like):
+                self.kernel[grid](*arguments, **constants)
+
+        return launch
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A kernel ready to be launched on tensors like one given."""
 
-    kernel: Any
+    kernel: "_OnDevice"
     blocks: dict[str, int]
     constants: dict[str, Any]
     """The variant's flags, tile shapes, precision and compiler options: what every launch of it passes."""
@@ -112,4 +128,4 @@ def prepare(name: str, widths: dict[str, int], like: torch.Tensor, **flags: Any)
     variant, launch = VARIANTS[name], launch_for(name, widths.get("K", max(widths.values())), like)
     blocks = variant.block_arguments(launch, widths)
     constants = {**variant.flags, **flags, **blocks, "PRECISION": PRECISIONS[like.dtype], **launch.options}
-    return Prepared(variant.kernel, blocks, constants)
+    return Prepared(_OnDevice(variant.kernel, like), blocks, constants)
