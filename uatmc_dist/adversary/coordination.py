@@ -205,5 +205,7 @@ def _slope(
 
 def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
     """Rows with a zero gradient have no direction and are left out."""
-    kept = ((visual_nd != 0).any(dim=1) & (text_nd != 0).any(dim=1)).nonzero().squeeze(1)
-    return torch.nn.functional.cosine_similarity(visual_nd[kept], text_nd[kept], dim=1, eps=0.0).sum()
+    kept_n1 = ((visual_nd != 0).any(dim=1) & (text_nd != 0).any(dim=1))[:, None]
+    visual_nd, text_nd = (torch.where(kept_n1, rows_nd, 1.0) for rows_nd in (visual_nd, text_nd))
+    cosine_n = torch.nn.functional.cosine_similarity(visual_nd, text_nd, dim=1, eps=0.0)
+    return torch.where(kept_n1.squeeze(1), cosine_n, 0.0).sum()

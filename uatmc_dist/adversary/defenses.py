@@ -92,8 +92,8 @@ class Noise:
     def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
         v_nd, t_nd = problem.view.v_nd, problem.view.t_nd
         first, (num_rows, dim) = problem.view.content_rows.first, v_nd.shape
-        drawn = normal_rows(first, first + num_rows, 2 * dim, self.seed, step, block=_NOISE_ROWS)
-        visual, text = drawn.to(v_nd.device).split(dim, dim=1)
+        drawn = normal_rows(first, first + num_rows, 2 * dim, self.seed, step, block=_NOISE_ROWS, device=v_nd.device)
+        visual, text = drawn.split(dim, dim=1)
         zero = torch.zeros_like(v_nd)
         return self.budget.ascend(zero, visual, v_nd, 1.0), self.budget.ascend(zero, text, t_nd, 1.0)
 
@@ -138,7 +138,7 @@ def certified_loss(config: AdversarialConfig, problem: Problem) -> torch.Tensor:
         return problem.loss(view.clean, bonus_B)
     # The share of a negative's content that is replaced goes; that of the positive stays.
     leaving_nC = budget.share * (linear.content_nC - linear.bias.to(dtype))
-    index_B = problem.rows.index_of(problem.batch.positives_B)
-    own_B = sum_over_ranks(scores_at(content_BC, leaving_nC, index_B))
+    places = problem.rows.places(problem.batch.positives_B, content_BC.device)
+    own_B = sum_over_ranks(scores_at(content_BC, leaving_nC, places))
     left = Scored(users_BK, torch.cat([linear.identity_nd, linear.content_nC - leaving_nC], dim=1))
     return problem.loss(left, bonus_B - own_B)

@@ -11,13 +11,14 @@ from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.backbone import LinearContent, Progress, Ranking, Scored, backbone
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import ContentModel, project_items, raw_rows, start_from_content
+from uatmc_dist.models.projectors import ContentModel, OwnFeatures, project_items, start_from_content
 from uatmc_dist.models.regularisers import embedding_size
 from uatmc_dist.models.tables import ShardedBags, ShardedTable
 from uatmc_dist.models.users import UserVectors
 from uatmc_dist.parallel.engine import DenseEngine
 from uatmc_dist.parallel.item_parallel import ActiveRows, gather_users
 from uatmc_dist.parallel.process_group import World
+from uatmc_dist.parallel.upload import upload
 
 NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,6 +49,7 @@ class LinearFusion:
         self._dense: ContentModel | None = None
         module: torch.nn.Module = torch.nn.Module()
         if self.has_content:
+            self._features = OwnFeatures(catalog, self.items.block, world.device)
             self._dense = module = kind.dense_module(config, catalog)  # type: ignore[assignment]
             if dense_weights is None:
                 start_from_content(self.dense, config, catalog)
@@ -90,10 +92,10 @@ class LinearFusion:
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t [n, d] of these items of this rank's block."""
         if self._projected is None:
-            return self.dense.project(raw_rows(self._catalog, ids_n.numpy(), self._device))
+            return self.dense.project(self._features.rows(ids_n))
         v_nd, t_nd = self._projected
         if len(ids_n) < len(v_nd):
-            index_n = (ids_n - self.items.block.lo).to(self._device)
+            index_n = upload(ids_n - self.items.block.lo, self._device)
             v_nd, t_nd = v_nd[index_n], t_nd[index_n]
         return v_nd.float(), t_nd.float()
 
@@ -121,7 +123,7 @@ class LinearFusionView:
         self._model, self.content_rows = model, rows
         self._users_mK = model.users.of_pairs(batch)
         on_the_way = gather_users(self._users_mK, len(batch))
-        self._identity_nd = model.items.lookup(rows.ids_n)
+        self._identity_nd = model.items.own_rows(rows.ids_n)
         items_nK, self.linear = self._identity_nd, None
         if model.has_content:
             self.v_nd, self.t_nd = model.modalities(rows.ids_n)

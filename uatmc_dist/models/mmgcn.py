@@ -25,10 +25,11 @@ from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.backbone import Progress, Ranking, Scored, TableShape
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import Projectors, content_model, project_items, raw_rows
+from uatmc_dist.models.projectors import OwnFeatures, Projectors, content_model, project_items
 from uatmc_dist.models.propagation import BipartiteGraph
 from uatmc_dist.models.trained import TrainedModel
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, owned, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, sum_over_ranks
+from uatmc_dist.parallel.upload import upload
 
 NUM_LAYERS = 3
 _VISUAL_WIDTH = 4
@@ -151,6 +152,7 @@ class TrainingMMGCN:
             table.initialise(shape.std, config.seed)
         self.users, self.items = self._tables["user"].block, self._tables["item"].block
         self.graph = BipartiteGraph(known, self.users, self.items, world.device)
+        self._features = OwnFeatures(catalog, self.items, world.device)
         self.dense = dense_module(config, catalog)
         if dense_weights is not None:
             self.dense.load_state_dict(dense_weights)
@@ -179,7 +181,7 @@ class TrainingMMGCN:
         owner = self._tables[table]
         if not trains:
             return owner.local_weight
-        return owner.lookup(torch.arange(owner.block.lo, owner.block.hi))
+        return owner.own_rows(torch.arange(owner.block.lo, owner.block.hi))
 
     def embed(self, z: Modal, identity: Nodes, preference: Modal) -> Nodes:
         return self.dense.embed(self.graph, identity, preference, z)
@@ -189,8 +191,8 @@ class TrainingMMGCN:
         if self._projected is not None:
             # Leaves of their own: what differentiates in them leaves no gradient behind.
             return {name: rows.detach().requires_grad_() for name, rows in self._projected.items()}
-        ids = torch.arange(self.items.lo, self.items.hi).numpy()
-        return dict(zip(MODALITIES, self.dense.project(raw_rows(self._catalog, ids, self._device)), strict=True))
+        rows = self._features.rows(torch.arange(self.items.lo, self.items.hi))
+        return dict(zip(MODALITIES, self.dense.project(rows), strict=True))
 
     def inputs(self, trains: bool) -> tuple[Nodes, Modal]:
         identity = Nodes(self.rows_of("user", trains), self.rows_of("item", trains))
@@ -229,7 +231,7 @@ class MMGCNView:
         users_ud, items_nd = model.embed(z, self._identity, self._preference)
         active = self._rows.ids_n
         if len(active) < len(items_nd):
-            items_nd = items_nd.index_select(0, (active - model.items.lo).to(items_nd.device))
+            items_nd = items_nd.index_select(0, upload(active - model.items.lo, items_nd.device))
         return Scored(rows_everywhere(users_ud, self._batch.users_B, model.users), items_nd)
 
     def embedding_size(self, norm: str, item_lists: list[torch.Tensor]) -> torch.Tensor:
@@ -238,10 +240,10 @@ class MMGCNView:
         of_users_u, of_items_n = (rows.square().sum(1) for rows in self._identity)
         users_B, block = self._batch.users_B, self._model.users
         inside = (users_B >= block.lo) & (users_B < block.hi)
-        total = of_users_u[(users_B[inside] - block.lo).to(of_users_u.device)].sum()
+        total = of_users_u[upload(users_B[inside] - block.lo, of_users_u.device)].sum()
         for items_B in item_lists:
-            index_B = self.content_rows.index_of(items_B)
-            total = total + of_items_n[index_B[index_B >= 0].to(of_items_n.device)].sum() / len(item_lists)
+            index_M = self.content_rows.places(items_B, of_items_n.device).index_M
+            total = total + of_items_n[index_M].sum() / len(item_lists)
         size = total / self._identity.items_nd.shape[1]
         if "visual" in self._preference:
             visual = self._preference["visual"]
@@ -251,10 +253,10 @@ class MMGCNView:
 
 def rows_everywhere(rows_ud: torch.Tensor, ids_B: torch.Tensor, block: ItemBlock) -> torch.Tensor:
     """Rows [B, d] of any users, on every rank: B x d numbers travel. Collective, differentiable."""
-    index_B = torch.where((ids_B >= block.lo) & (ids_B < block.hi), ids_B - block.lo, -1)
-    mine, index = owned(index_B, rows_ud.device)
+    mine_M = ((ids_B >= block.lo) & (ids_B < block.hi)).nonzero().squeeze(1)
+    index_M, mine_M = (upload(part, rows_ud.device) for part in (ids_B[mine_M] - block.lo, mine_M))
     rows_Bd = rows_ud.new_zeros(len(ids_B), rows_ud.shape[1])
-    return sum_over_ranks(rows_Bd.index_add(0, mine, rows_ud.index_select(0, index)))
+    return sum_over_ranks(rows_Bd.index_add(0, mine_M, rows_ud.index_select(0, index_M)))
 
 
 class MMGCNModel(TrainedModel):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, num_ranks, sum_over_ranks
+from uatmc_dist.parallel.upload import upload
 
 
 def embedding_size(
@@ -18,8 +19,7 @@ def embedding_size(
     row_squares_n = identity_nd.square().sum(1)
     squares = [users_mK.square().sum()]
     for items_B in item_lists:
-        index_B = rows.index_of(items_B)
-        squares.append(row_squares_n[index_B[index_B >= 0]].sum())
+        squares.append(row_squares_n[rows.places(items_B, row_squares_n.device).index_M].sum())
     if norm == "squared":
         return torch.stack(squares).sum()
     norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
@@ -42,7 +42,7 @@ def contrastive(
     counts_R = torch.bincount(items_M // block.size, minlength=block.world_size).tolist()
     first = sum(counts_R[: block.rank])
     own_m = slice(first, first + counts_R[block.rank])
-    index_m = rows.index_of(items_M[own_m])
+    index_m = upload(rows.index_of(items_M[own_m]), v_nd.device)
     v_md, t_md = v_nd[index_m], t_nd[index_m]
     both_Md = gather_rows(torch.cat([v_md, t_md], dim=1), counts_R)
     v_Md, t_Md = both_Md.split(v_nd.shape[1], dim=1)

@@ -141,6 +141,19 @@ class ShardedTable(_Sharded):
         features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
         return self._sharded(features)[self.name].values()
 
+    def own_rows(self, ids_n: torch.Tensor) -> torch.Tensor:
+        """Rows of these ids, all of this rank's block: nothing travels. The optimiser runs in the backward pass.
+
+        TorchRec's own way would send every rank's lengths to every rank, N numbers each."""
+        (lookup,) = self._sharded._lookups
+        lengths = torch.ones(len(ids_n), dtype=torch.int32) if len(ids_n) else torch.zeros(1, dtype=torch.int32)
+        features = KeyedJaggedTensor(keys=[self.name], values=ids_n - self.block.lo, lengths=lengths)
+        rows_nd = lookup(features.to(self._device)).view(-1, self.dim)
+        if rows_nd.requires_grad:
+            ranks = self.block.world_size
+            rows_nd.register_hook(lambda gradient: gradient / ranks)  # as TorchRec's exchange does
+        return rows_nd
+
 
 class ShardedBags(_Sharded):
     """One embedding table whose rows are summed by bag on the ranks that own them: B x K numbers travel, however long

@@ -175,17 +175,19 @@ def _ring(ranks: int, sent: float, calls: int) -> Work:
 
 
 def _lookup(problem: Problem, machine: Machine, ranks: int, rows: int, dim: int, elsewhere: float) -> Work:
-    """TorchRec's lookup of so many rows and their update; a share of them lives `elsewhere`."""
+    """TorchRec's lookup of so many rows and their update; a share of them lives `elsewhere`. Where it is 0 they are a
+    rank's own, and nothing is exchanged."""
+    is_exchanged = ranks > 1 and elsewhere > 0
     state = {"adagrad": 2 * dim, "rowwise_adagrad": 2, "sgd": 0}[problem.optimizer]
     floats = rows * dim
     # Looked up (2), divided by the world size (2), gradient read (1), row read and written (2), state the same;
-    # each way through an all-to-all adds a copy (2 and 2), also where all rows stay at home.
-    traffic = FLOAT * (7 * floats + rows * state + (4 * floats if ranks > 1 else 0)) + 8 * rows * INDEX
+    # each way through an all-to-all adds a copy (2 and 2).
+    traffic = FLOAT * (7 * floats + rows * state + (4 * floats if is_exchanged else 0)) + 8 * rows * INDEX
     return Work(
         bytes=traffic,
         updates=floats if machine.is_cpu else 0.0,
         exchange_bytes=elsewhere * rows * (2 * dim * FLOAT + 2 * INDEX),
-        collectives=5 if ranks > 1 else 0,  # lengths, splits, ids; rows; gradients
+        collectives=5 if is_exchanged else 0,  # lengths, splits, ids; rows; gradients
     )
 
 

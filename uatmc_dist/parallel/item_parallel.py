@@ -8,7 +8,7 @@ itself a collective with a backward, so that second derivatives are right too.
     B  pairs of the global batch    n  active items of this rank    K  width of an embedding    R  ranks
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from uatmc_dist.parallel.traffic import TRAFFIC
+from uatmc_dist.parallel.upload import upload
 
 
 def num_ranks() -> int:
@@ -45,6 +46,20 @@ class ItemBlock:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the items of some pairs lie among a rank's active rows: on the device, and as planned on the CPU."""
+
+    index_B: torch.Tensor
+    """-1: not here."""
+    mine_M: torch.Tensor
+    """Pairs whose item is here."""
+    index_M: torch.Tensor
+    """Their active rows."""
+    planned: tuple[torch.Tensor, torch.Tensor]
+    """mine_M and index_M on the CPU."""
+
+
+@dataclass(frozen=True)
 class ActiveRows:
     """The items of this rank's block that a step touches. Planned on the CPU, where the batch is: no step waits
     for the device to learn its own shapes."""
@@ -53,6 +68,20 @@ class ActiveRows:
     """Ascending global item ids."""
     first: int
     """How many active items the ranks before this one have."""
+    _places: dict[tuple[int, torch.device], tuple[torch.Tensor, Places]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def places(self, items_B: torch.Tensor, device: torch.device) -> Places:
+        """Of the items of a batch; copied to the device once, whichever pass asks first."""
+        key = id(items_B), device
+        if key not in self._places:
+            index_B = self.index_of(items_B)
+            mine_M = (index_B >= 0).nonzero().squeeze(1)
+            planned = mine_M, index_B[mine_M]
+            placed = Places(upload(index_B, device), *(upload(part, device) for part in planned), planned)
+            self._places[key] = items_B, placed  # items_B is kept, so that its id stays its own
+        return self._places[key][1]
 
     def index_of(self, items_B: torch.Tensor) -> torch.Tensor:
         """Position of each item among the active rows; -1 where it is not here."""
@@ -123,23 +152,20 @@ def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
         return rows_n
     share = max(max(counts_R), 1)
     gathered = _gather_padded(rows_n, share)
+    total = sum(counts_R)
+    if counts_R == [min(max(total - rank * share, 0), share) for rank in range(len(counts_R))]:
+        return gathered[:total]  # blocks of a table: only the last ones are short
     kept = torch.cat([torch.arange(count) + rank * share for rank, count in enumerate(counts_R)])
-    return gathered[kept.to(rows_n.device)]
+    return gathered.index_select(0, upload(kept, rows_n.device))
 
 
-def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
-    """This rank's share of <user b, row index_B[b]>, at least in float32: zero where the index is -1. Sum over ranks
-    for all."""
-    mine, index = owned(index_B, users_BK.device)
+def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, places: Places) -> torch.Tensor:
+    """This rank's share of <user b, row of its item>, at least in float32: zero where the item is not here. Sum over
+    ranks for all."""
     dtype = torch.promote_types(users_BK.dtype, torch.float32)
-    scores = (users_BK.index_select(0, mine).to(dtype) * rows_nK.index_select(0, index).to(dtype)).sum(1)
-    return scores.new_zeros(len(users_BK)).index_add(0, mine, scores)
-
-
-def owned(index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pairs whose item is here, its active row), on the device."""
-    mine = (index_B >= 0).nonzero().squeeze(1)
-    return mine.to(device, non_blocking=True), index_B[mine].to(device, non_blocking=True)
+    rows_MK = rows_nK.index_select(0, places.index_M).to(dtype)
+    scores_M = (users_BK.index_select(0, places.mine_M).to(dtype) * rows_MK).sum(1)
+    return scores_M.new_zeros(len(users_BK)).index_add(0, places.mine_M, scores_M)
 
 
 def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,10 @@ from typing import Protocol
 import torch
 
 from uatmc_dist.data.batches import Batch, KnownPositives
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, Places
+from uatmc_dist.parallel.upload import upload
+
+Seen = tuple[torch.Tensor, torch.Tensor]
 
 _SCORES_AT_ONCE = 1 << 22
 
@@ -84,19 +87,24 @@ class AllItems:
         """`score_dtype`: what embeddings are rounded to before they are scored; None leaves them as they are."""
         self._block, self._known, self._exclude = block, known, exclude_known_positives
         self._score_dtype = score_dtype
-        self._rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
+        self._ids_n = torch.arange(block.lo, block.hi)
+        self._seen_of: tuple[Batch, Seen, Seen] | None = None
 
     def rows(self, batch: Batch) -> ActiveRows:
-        return self._rows
+        return ActiveRows(self._ids_n, self._block.lo)
 
     def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.positives_B]
 
-    def _seen(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _seen(self, batch: Batch, device: torch.device) -> Seen | None:
+        """Known positives of a batch's users in this block, CSR; looked up and copied once a batch."""
         if not self._exclude:
             return None
-        offsets, columns = self._known.within(batch.users_B, self._block.lo, self._block.hi)
-        return offsets.to(device, non_blocking=True), columns.to(device, non_blocking=True)
+        if self._seen_of is None or self._seen_of[0] is not batch:
+            offsets, columns = self._known.within(batch.users_B, self._block.lo, self._block.hi)
+            users = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+            self._seen_of = batch, (upload(offsets, device), upload(columns, device)), (users, columns)
+        return self._seen_of[1]
 
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self._score_dtype is None else rows.to(self._score_dtype)
@@ -107,20 +115,19 @@ class AllItems:
         items_nK: torch.Tensor,
         batch: Batch,
         weigh: Callable[[slice, torch.Tensor], torch.Tensor],
-        index_B: torch.Tensor,
+        places: Places,
         positive_weight_B: torch.Tensor,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """`score_weights`. `weigh(items, scores_Bn)`: of a tile's scores, positives apart; `index_B` and
+        """`score_weights`. `weigh(items, scores_Bn)`: of a tile's scores, positives apart; `places` and
         `positive_weight_B`: active row and weight of the pairs' positives."""
-        mine = (index_B >= 0).nonzero().squeeze(1)
-        seen = self._seen(batch, users_BK.device)
+        seen, device = self._seen(batch, users_BK.device), users_BK.device
         for tile in tiles(len(items_nK), len(users_BK)):
             weights_Bn = weigh(tile, users_BK @ items_nK[tile].T)
-            if seen is not None:
-                pairs, columns = _entries_in(seen, tile)
+            if seen is not None and self._seen_of is not None:
+                pairs, columns = inside(self._seen_of[2], tile, device)
                 weights_Bn[pairs, columns] = 0
-            inside = mine[(index_B[mine] >= tile.start) & (index_B[mine] < tile.stop)]
-            weights_Bn[inside, index_B[inside] - tile.start] = positive_weight_B[inside]
+            pairs, columns = inside(places.planned, tile, device)
+            weights_Bn[pairs, columns] = positive_weight_B[pairs]
             yield tile, weights_Bn
 
 
@@ -131,8 +138,8 @@ def tiles(num_items: int, num_pairs: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_items))
 
 
-def _entries_in(csr: tuple[torch.Tensor, torch.Tensor], tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    offsets, columns = csr
-    pairs = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=columns.device), offsets.diff())
-    kept = (columns >= tile.start) & (columns < tile.stop)
-    return pairs[kept], columns[kept] - tile.start
+def inside(planned: Seen, tile: slice, device: torch.device) -> Seen:
+    """Of entries (pairs, items) on the CPU those of a tile: (pairs, columns in the tile) on the device."""
+    pairs, items = planned
+    kept = (items >= tile.start) & (items < tile.stop)
+    return upload(pairs[kept], device), upload(items[kept] - tile.start, device)

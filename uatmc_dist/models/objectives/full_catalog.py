@@ -6,7 +6,7 @@ import torch
 
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.models.objectives.base import AllItems, content_columns
-from uatmc_dist.parallel.item_parallel import ActiveRows, owned, scores_at, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, scores_at, sum_over_ranks
 from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
 
 
@@ -27,12 +27,12 @@ class FullCatalog(AllItems):
         handicap_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
-        index_B = rows.index_of(batch.positives_B)
-        positive_B = sum_over_ranks(scores_at(users_BK, items_nK, index_B))
+        device = users_BK.device
+        places = rows.places(batch.positives_B, device)
+        positive_B = sum_over_ranks(scores_at(users_BK, items_nK, places))
         if handicap_B is not None:
             positive_B = positive_B - handicap_B
-        device = users_BK.device
-        loss_B = bpr_all_items(users_BK, items_nK, positive_B, index_B.to(device), seen=self._seen(batch, device))
+        loss_B = bpr_all_items(users_BK, items_nK, positive_B, places.index_B, seen=self._seen(batch, device))
         return loss_B.sum() / self._num_terms(batch)
 
     @torch.no_grad()
@@ -41,36 +41,35 @@ class FullCatalog(AllItems):
     ) -> torch.Tensor:
         users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
         content_Bd, columns = content_columns(users_BK, tangent_nd)
-        index_B = rows.index_of(batch.positives_B)
-        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
-        positive_B, tangent_positive_B = sum_over_ranks(shares)
         device = users_BK.device
+        places = rows.places(batch.positives_B, device)
+        shares = torch.stack([scores_at(users_BK, items_nK, places), scores_at(content_Bd, tangent_nd, places)])
+        positive_B, tangent_positive_B = sum_over_ranks(shares)
         hvp_nd, row_sums_B = bpr_all_items_hvp(
             users_BK,
             items_nK,
             positive_B,
-            index_B.to(device),
+            places.index_B,
             tangent_nd,
             tangent_positive_B,
             columns,
             seen=self._seen(batch, device),
         )
         row_sums_B = sum_over_ranks(row_sums_B)
-        mine, index = owned(index_B, device)
-        hvp_nd.index_add_(0, index, row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
+        mine = places.mine_M
+        hvp_nd.index_add_(0, places.index_M, row_sums_B[mine, None] * content_Bd[mine], alpha=-1)
         return hvp_nd.div_(self._num_terms(batch))
 
     def score_weights(
         self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        index_B = rows.index_of(batch.positives_B)
-        positive_B = sum_over_ranks(scores_at(users_BK.detach(), items_nK.detach(), index_B)).requires_grad_()
-        index_B = index_B.to(users_BK.device)
+        places = rows.places(batch.positives_B, users_BK.device)
+        positive_B = sum_over_ranks(scores_at(users_BK.detach(), items_nK.detach(), places)).requires_grad_()
         seen = self._seen(batch, users_BK.device)
         with torch.enable_grad():
-            losses_B = bpr_all_items(users_BK.detach(), items_nK.detach(), positive_B, index_B, seen=seen)
+            losses_B = bpr_all_items(users_BK.detach(), items_nK.detach(), positive_B, places.index_B, seen=seen)
             (minus_sums_B,) = torch.autograd.grad(losses_B.sum(), positive_B)
         sums_B, num_terms = sum_over_ranks(-minus_sums_B), self._num_terms(batch)
         positive_B = positive_B.detach()
         weigh = lambda tile, scores_Bn: scores_Bn.sub_(positive_B[:, None]).sigmoid_().div_(num_terms)  # noqa: E731
-        return self._weights(users_BK.detach(), items_nK.detach(), batch, weigh, index_B, sums_B / num_terms)
+        return self._weights(users_BK.detach(), items_nK.detach(), batch, weigh, places, sums_B / num_terms)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.models.objectives.base import content_columns, tiles
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, owned, scores_at, sum_over_ranks
+from uatmc_dist.models.objectives.base import content_columns, inside, tiles
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, Places, batch_slice, scores_at, sum_over_ranks
 
 
 class Sampled:
@@ -26,8 +26,8 @@ class Sampled:
 
     def _differences(self, users: torch.Tensor, rows_n: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
         """<user, positive row> - <user, negative row>, complete on every rank."""
-        positive_B = scores_at(users, rows_n, rows.index_of(batch.positives_B))
-        return sum_over_ranks(positive_B - scores_at(users, rows_n, rows.index_of(batch.negatives_B)))
+        positives, negatives = (rows.places(items_B, users.device) for items_B in self.ranked_items(batch))
+        return sum_over_ranks(scores_at(users, rows_n, positives) - scores_at(users, rows_n, negatives))
 
     def loss(
         self,
@@ -53,8 +53,8 @@ class Sampled:
         pull_Bd = (sigma_B * (1 - sigma_B) * change_B / len(batch))[:, None] * content_Bd
         hvp_nd = torch.zeros_like(tangent_nd)
         for items_B, sign in ((batch.positives_B, 1), (batch.negatives_B, -1)):
-            mine, index = owned(rows.index_of(items_B), users_BK.device)
-            hvp_nd.index_add_(0, index, pull_Bd[mine], alpha=sign)
+            places = rows.places(items_B, users_BK.device)
+            hvp_nd.index_add_(0, places.index_M, pull_Bd[places.mine_M], alpha=sign)
         return hvp_nd
 
     @torch.no_grad()
@@ -62,17 +62,15 @@ class Sampled:
         self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         weights_B = torch.sigmoid(-self._differences(users_BK, items_nK, batch, rows)) / len(batch)
-        pairs = [owned(rows.index_of(items_B), users_BK.device) for items_B in (batch.positives_B, batch.negatives_B)]
-        return _dense_tiles(weights_B, pairs, len(items_nK))
+        places = [rows.places(items_B, users_BK.device) for items_B in self.ranked_items(batch)]
+        return _dense_tiles(weights_B, places, len(items_nK))
 
 
-def _dense_tiles(
-    weights_B: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], num_items: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def _dense_tiles(weights_B: torch.Tensor, places: list[Places], num_items: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Zero but for the pairs' own items."""
     for tile in tiles(num_items, len(weights_B)):
         weights_Bn = weights_B.new_zeros(len(weights_B), tile.stop - tile.start)
-        for mine, index in pairs:
-            inside = (index >= tile.start) & (index < tile.stop)
-            weights_Bn[mine[inside], index[inside] - tile.start] += weights_B[mine[inside]]
+        for one in places:
+            pairs, columns = inside(one.planned, tile, weights_B.device)
+            weights_Bn[pairs, columns] += weights_B[pairs]
         yield tile, weights_Bn

@@ -13,10 +13,10 @@ from uatmc_dist.parallel.item_parallel import (
     ItemBlock,
     batch_slice,
     logsumexp_over_ranks,
-    owned,
     scores_at,
     sum_over_ranks,
 )
+from uatmc_dist.parallel.upload import upload
 from uatmc_kernels import logsumexp_all_items, softmax_all_items_hvp, softmax_mean_change
 
 
@@ -38,14 +38,14 @@ class Softmax(AllItems):
 
     def _on(self, device: torch.device) -> torch.Tensor | None:
         if self._offset_n is not None:
-            self._offset_n = self._offset_n.to(device)  # once
+            self._offset_n = upload(self._offset_n, device)  # once
         return self._offset_n
 
     def _raised(self, scores_B: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The positives' scores with their offsets."""
         if self._offset_N is None:
             return scores_B
-        return scores_B + self._offset_N[batch.positives_B].to(scores_B.device, non_blocking=True)
+        return scores_B + upload(self._offset_N[batch.positives_B], scores_B.device)
 
     def loss(
         self,
@@ -56,12 +56,12 @@ class Softmax(AllItems):
         handicap_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         users_BK, items_nK = self._rounded(users_BK), self._rounded(items_nK)
-        index_B = rows.index_of(batch.positives_B)
-        positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, index_B)), batch)
+        device = users_BK.device
+        places = rows.places(batch.positives_B, device)
+        positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, places)), batch)
         if handicap_B is not None:
             positive_B = positive_B - handicap_B
-        device = users_BK.device
-        others_B = self._others(users_BK, items_nK, index_B.to(device), self._seen(batch, device))
+        others_B = self._others(users_BK, items_nK, places.index_B, self._seen(batch, device))
         losses_B = F.softplus(others_B - positive_B)
         # Every rank knows all losses; each takes its own share of the pairs into the sum.
         return losses_B[batch_slice(len(batch))].sum() / len(batch)
@@ -83,20 +83,21 @@ class Softmax(AllItems):
     ) -> torch.Tensor:
         users_BK, items_nK, tangent_nd = map(self._rounded, (users_BK, items_nK, tangent_nd))
         content_Bd, columns = content_columns(users_BK, tangent_nd)
-        index_B, device = rows.index_of(batch.positives_B), users_BK.device
-        shares = torch.stack([scores_at(users_BK, items_nK, index_B), scores_at(content_Bd, tangent_nd, index_B)])
+        device = users_BK.device
+        places = rows.places(batch.positives_B, device)
+        shares = torch.stack([scores_at(users_BK, items_nK, places), scores_at(content_Bd, tangent_nd, places)])
         positive_B, positive_change_B = sum_over_ranks(shares)
         positive_B = self._raised(positive_B, batch)
-        skip_B, seen = index_B.to(device), self._seen(batch, device)
+        skip_B, seen = places.index_B, self._seen(batch, device)
         total_B = torch.logaddexp(self._others(users_BK, items_nK, skip_B, seen), positive_B)
         given, offset_n = (users_BK, items_nK, total_B, skip_B, tangent_nd), self._on(device)
         mean_B = sum_over_ranks(softmax_mean_change(*given, columns, seen=seen, item_offset_N=offset_n))
         positive_share_B = torch.exp(positive_B - total_B)
         mean_B = mean_B + positive_share_B * positive_change_B
         hvp_nd = softmax_all_items_hvp(*given, mean_B, columns, seen=seen, item_offset_N=offset_n)
-        mine, index = owned(index_B, device)
+        mine = places.mine_M
         pull_B = positive_share_B * (positive_change_B - mean_B)
-        hvp_nd.index_add_(0, index, pull_B[mine, None] * content_Bd[mine])
+        hvp_nd.index_add_(0, places.index_M, pull_B[mine, None] * content_Bd[mine])
         return hvp_nd.div_(len(batch))
 
     @torch.no_grad()
@@ -104,17 +105,18 @@ class Softmax(AllItems):
         self, users_BK: torch.Tensor, items_nK: torch.Tensor, batch: Batch, rows: ActiveRows
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         users_BK, items_nK = users_BK.detach(), items_nK.detach()
-        index_B, device = rows.index_of(batch.positives_B), users_BK.device
-        positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, index_B)), batch)
-        index_B, offset_n = index_B.to(device), self._on(device)
-        total_B = torch.logaddexp(self._others(users_BK, items_nK, index_B, self._seen(batch, device)), positive_B)
+        device = users_BK.device
+        places, offset_n = rows.places(batch.positives_B, device), self._on(device)
+        positive_B = self._raised(sum_over_ranks(scores_at(users_BK, items_nK, places)), batch)
+        seen = self._seen(batch, device)
+        total_B = torch.logaddexp(self._others(users_BK, items_nK, places.index_B, seen), positive_B)
 
         def weigh(tile: slice, scores_Bn: torch.Tensor) -> torch.Tensor:
             raised_Bn = scores_Bn if offset_n is None else scores_Bn.add_(offset_n[tile])
             return raised_Bn.sub_(total_B[:, None]).exp_().div_(len(batch))
 
         positive_weight_B = -torch.expm1(positive_B - total_B) / len(batch)
-        return self._weights(users_BK, items_nK, batch, weigh, index_B, positive_weight_B)
+        return self._weights(users_BK, items_nK, batch, weigh, places, positive_weight_B)
 
 
 def popularity_offset(training: TrainingConfig, known: KnownPositives) -> torch.Tensor | None:

@@ -1,0 +1,182 @@
+"""Steps of training on the pretend GPU; prints a JSON object of what each case did.
+
+python -m tests.pretend_gpu.steps CATALOG RANK SIZE [--only PART] [--break NAME]
+
+--break puts a mistake back, to show that it is found.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tests.pretend_gpu import stand_ins
+from tests.pretend_gpu.device import GPU, PretendGpu
+
+BACKBONES = {
+    "vbpr": {},
+    "vbpr, history": {"user": "history"},
+    "vbpr_own_users": {"backbone": "vbpr_own_users"},
+    "mmgcn": {"backbone": "mmgcn"},
+}
+OBJECTIVES = ("sampled", "full_catalog", "softmax")
+ADVERSARIES = {
+    "none": {},
+    "noise": {},
+    "visual_only": {},
+    "uat": {},
+    "uat_mc": {},
+    "uat_mc, 3 steps, linf": {"steps": 3, "norm": "linf"},
+    "user_coordination": {"steps": 2},
+    "conditional_gradient": {"steps": 3},
+    "amr": {},
+    "certified": {},
+    "certified, any_content": {"budget": "any_content"},
+}
+CLEAN = {
+    "clean": {},
+    "clean, without known positives": {"exclude_known_positives": True},
+    "clean, bf16": {"score_precision": "bf16"},
+    "clean, correction": {"popularity_correction": 2.0},
+}
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(name, sections of the configuration, phase)."""
+    for (backbone, model), objective in itertools.product(BACKBONES.items(), OBJECTIVES):
+        for name, training in CLEAN.items():
+            if (objective == "sampled" and training) or (objective != "softmax" and "correction" in name):
+                continue
+            clean = {"objective": objective, "align_weight": 0.1}
+            yield f"{backbone}, {objective}, {name}", {"model": model, "training": training, "clean": clean}, "clean"
+        for name, options in ADVERSARIES.items():
+            kind = name.split(",")[0]
+            if backbone == "mmgcn" and "3 steps" in name:
+                continue  # thirteen thousand operations that the others have, too
+            if backbone == "mmgcn" and kind in ("certified", "user_coordination"):
+                continue  # it has no certificate; and checkpointing through it crashes PyTorch's Python backend
+            adversarial = {"objective": objective, "adversary": kind, "epochs": 1, **options}
+            yield f"{backbone}, {objective}, {name}", {"model": model, "adversarial": adversarial}, "adversarial"
+
+
+def pretend(breaks: str | None) -> None:
+    """Puts the stand-ins in place, and the mistake that is asked for."""
+    import uatmc_kernels._dispatch as dispatch
+    from uatmc_dist.adversary import defenses
+    from uatmc_dist.models import linear_fusion, mmgcn, propagation, tables, users
+    from uatmc_dist.parallel import engine, upload
+
+    for module in (linear_fusion, users, tables):
+        for name in ("ShardedTable", "ShardedBags"):
+            setattr(module, name, stand_ins.Table)
+    for module in (linear_fusion, engine):
+        module.DenseEngine = stand_ins.Engine
+    for module in (linear_fusion, mmgcn):
+        module.projected_items = stand_ins.projected_items
+    propagation.csr, propagation.sparse_product = stand_ins.Matrix, stand_ins.sparse_product
+    dispatch._triton_problem = lambda device, index, dtype: (
+        "" if dtype in (torch.float32, torch.bfloat16) else f"no Triton kernel for {dtype}"
+    )
+    normal = defenses.normal_rows
+    defenses.normal_rows = lambda lo, hi, width, *words, block, device: torch.empty(hi - lo, width, device=device)
+    if breaks == "indices stay on the CPU":
+        _replace("upload", upload.upload, lambda tensor, device: tensor)
+    elif breaks == "uploads wait":
+        _replace("upload", upload.upload, lambda tensor, device: tensor.to(device))
+    elif breaks == "noise from the CPU":
+        defenses.normal_rows = lambda *words, block, device: normal(*words, block=block).to(device)
+    elif breaks == "the host asks the device":
+        from uatmc_dist.models import objectives
+
+        loss = objectives.Softmax.loss
+        objectives.Softmax.loss = lambda *given: loss(*given) + 0 * float(loss(*given))
+    elif breaks == "skipped entries stay on the CPU":
+        from uatmc_dist.models.objectives import full_catalog
+
+        given = full_catalog.bpr_all_items
+        full_catalog.bpr_all_items = lambda u, i, p, skip, seen=None: given(
+            u, i, p, skip.new_zeros(len(skip), device="cpu"), seen=seen
+        )
+
+
+def _replace(name: str, before: Any, after: Any) -> None:
+    """Wherever it was imported to."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("uatmc_dist") and getattr(module, name, None) is before:
+            setattr(module, name, after)
+
+
+def step(catalog: Any, known: Any, world: Any, sections: dict[str, Any], phase: str) -> Any:
+    """A built phase and its first batch's loss terms, one optimiser step done."""
+    from uatmc_dist.config import Config
+    from uatmc_dist.training.phase import Phase
+
+    sections = {name: dict(values) for name, values in sections.items()}
+    model = {"embedding_dim": 16, "visual_hidden": [], "text_hidden": [], **sections.pop("model", {})}
+    training = {"batch_size": 64, **sections.pop("training", {})}
+    config = Config.model_validate(
+        {"name": "x", "catalog": catalog.path, "model": model, "training": training, **sections}
+    )
+    weights = None
+    if phase == "adversarial":
+        from uatmc_dist.models.backbone import backbone
+
+        weights = dict(backbone(config.model).dense_module(config, catalog).state_dict())
+    built = Phase.build(phase, config, catalog, known, world, weights)
+    return built, built.sampler.batch(0, 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("catalog", type=Path)
+    parser.add_argument("rank", type=int)
+    parser.add_argument("size", type=int)
+    parser.add_argument("--break", dest="breaks")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    stand_ins.join(arguments.rank, arguments.size)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    pretend(arguments.breaks)
+    from uatmc_dist.data.batches import KnownPositives
+    from uatmc_dist.data.catalog import Catalog
+
+    catalog = Catalog(arguments.catalog)
+    known = KnownPositives.of_training(catalog)
+    world = SimpleNamespace(rank=arguments.rank, size=arguments.size, device=GPU, is_first=False)
+    found: dict[str, Any] = {}
+    mode = PretendGpu()
+    for name, sections, phase in cases():
+        if arguments.only not in name:
+            continue
+        result: dict[str, Any] = {}
+        try:
+            with mode:
+                built, batch = step(catalog, known, world, sections, phase)
+                mode.clear()
+                stand_ins.COLLECTIVES.clear()
+                terms = built.step.losses(batch, 0)
+                built.step.update(terms)
+            result["elsewhere"] = [name for name, term in terms.items() if term.device != GPU]
+        except Exception as error:
+            result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+            if os.environ.get("TRACE"):
+                traceback.print_exc()
+        result["operations"] = mode.operations
+        result["waits"] = [[*place, count] for place, count in sorted(mode.waits.items())]
+        result["collectives"] = [[*key, count] for key, count in sorted(stand_ins.COLLECTIVES.items())]
+        found[name] = result
+    print(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
