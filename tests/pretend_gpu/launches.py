@@ -1,6 +1,6 @@
 """Every launcher of the Triton kernels on the pretend GPU: all arguments there, all pointers on the device, no wait.
 
-python -m tests.pretend_gpu.launches    # prints a JSON object of the launches and waits of each op
+python -m tests.pretend_gpu.launches [--break "no guard"]    # prints a JSON object of launches and waits by op
 """
 
 import json
@@ -48,6 +48,9 @@ def main() -> None:
     from uatmc_kernels.triton import _launches, _variants
 
     _launches._device = lambda index: (90, 132)
+    torch.cuda.device_of = stand_ins.Guard  # type: ignore[assignment,misc]
+    if sys.argv[1:] == ["--break", "no guard"]:
+        _variants._OnDevice.__getitem__ = lambda self, grid: self.kernel[grid]
     for name, variant in _variants.VARIANTS.items():
         object.__setattr__(variant, "kernel", stand_ins.Kernel(name, variant.kernel))
     found: dict[str, Any] = {}

@@ -112,8 +112,23 @@ class _Done:
         return True
 
 
+class Guard:
+    """Of torch.cuda.device_of: Triton launches on the current device, whichever the tensors are on."""
+
+    current: torch.device | None = None
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._device = like.device
+
+    def __enter__(self) -> None:
+        Guard.current = self._device
+
+    def __exit__(self, *error: Any) -> None:
+        Guard.current = None
+
+
 class Kernel:
-    """Of Triton: every pointer must lie on the device, every argument must be there."""
+    """Of Triton: every pointer must lie on the device, which must be the current one; every argument must be there."""
 
     def __init__(self, name: str, kernel: Any) -> None:
         self._name, self.arg_names = name, kernel.arg_names
@@ -126,6 +141,7 @@ class Kernel:
             pointers = {name: value for name, value in bound.items() if isinstance(value, torch.Tensor)}
             elsewhere = [name for name, value in pointers.items() if value.device != GPU]
             assert not elsewhere, f"{self._name}: {elsewhere} not on the GPU"
+            assert Guard.current == GPU, f"{self._name}: launched on the current device, not on that of its tensors"
             assert all(isinstance(size, int) and 0 < size < 1 << 31 for size in grid), f"{self._name}: grid {grid}"
             LAUNCHES[self._name] += 1
 

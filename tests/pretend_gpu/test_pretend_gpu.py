@@ -39,6 +39,12 @@ def test_every_launch_has_its_arguments_on_the_device():
     assert all(case["launches"] for case in found.values())
 
 
+def test_a_launch_on_another_device_is_found():
+    assert all(
+        "not on that of its tensors" in case["error"] for case in run("launches", "--break", "no guard").values()
+    )
+
+
 @pytest.mark.parametrize(
     "mistake, case, told",
     [
