@@ -2,7 +2,8 @@
 clean ones, the adversarial phase without an adversary, and every defence, in turn.
 
 python -m benchmarks.trainer_step                           # every item is a negative of every pair
-python -m benchmarks.trainer_step --objective sampled
+python -m benchmarks.trainer_step --objective softmax       # or sampled
+python -m benchmarks.trainer_step --rehearse                # tiny sizes: whether it runs, not how fast
 """
 
 import argparse
@@ -21,23 +22,32 @@ from uatmc_dist.parallel import process_group
 from uatmc_dist.training import Position, Trainer
 
 SIZES = {"users": 19_445, "items": 7_050, "interactions": 160_000, "visual_dim": 4096, "text_dim": 384}
+ASCENTS = {"user_coordination": 2, "conditional_gradient": 3}
 CLEAN, PLAIN = "clean", "adversarial phase, no adversary"
-DEFENCES = ("noise", "visual_only", "text_only", "uat", "uat_mc", "certified")
+TINY = {"users": 60, "items": 200, "interactions": 1600, "visual_dim": 32, "text_dim": 16}
+DEFENCES = (
+    *("noise", "visual_only", "text_only", "uat", "uat_mc", "user_coordination", "conditional_gradient", "amr"),
+    "certified",
+)
 STEPS = {CLEAN: ("clean", "none"), PLAIN: ("adversarial", "none"), **{name: ("adversarial", name) for name in DEFENCES}}
 
 
 def one_step(trainer: Trainer, indices: Iterator[int]) -> None:
-    trainer.train_step(trainer.sampler.batch(0, next(indices)))
+    trainer.train_step(trainer.sampler.batch(0, next(indices) % trainer.sampler.batches_per_epoch))
+    if trainer.world.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=("full_catalog", "sampled"), default="full_catalog")
+    parser.add_argument("--objective", choices=("full_catalog", "softmax", "sampled"), default="full_catalog")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--rehearse", action="store_true")
     arguments = parser.parse_args()
+    sizes, repeats = (TINY, 1) if arguments.rehearse else (SIZES, arguments.repeats)
     world = process_group.join()
     with tempfile.TemporaryDirectory() as folder:
-        synthesize(Path(folder) / "baby", **SIZES, seed=0)
+        synthesize(Path(folder) / "baby", **sizes, seed=0)
         steps = {}
         for name, (phase, adversary) in STEPS.items():
             config = Config.model_validate(
@@ -46,15 +56,21 @@ def main() -> None:
                     "catalog": f"{folder}/baby",
                     "output_dir": folder,
                     "clean": {"objective": arguments.objective},
-                    "adversarial": {"objective": arguments.objective, "adversary": adversary, "epochs": 1},
+                    "adversarial": {
+                        "objective": arguments.objective,
+                        "adversary": adversary,
+                        "epochs": 1,
+                        "steps": ASCENTS.get(adversary, 1),
+                    },
                 }
             )
             trainer = Trainer(config, world)
             trainer.begin(Position(phase))
             steps[name] = partial(one_step, trainer, itertools.count())
-        seconds = timed(steps, arguments.repeats)
+        seconds = timed(steps, repeats)
         for name, values in seconds.items():
-            append(f"trainer_step_{arguments.objective}", name, {"B": 2048, **SIZES}, values, None)
+            given = {"B": 2048, **sizes}
+            append(f"trainer_step_{arguments.objective}", name, given, values, None, device=world.device.type)
             print(f"{name}: {quantile(values, 0.5):.3f} s a step ({torch.get_num_threads()} threads)")
         for name in DEFENCES:
             ratios = [f"{median_ratio(seconds[name], seconds[other]):.2f} times '{other}'" for other in (CLEAN, PLAIN)]
