@@ -1,5 +1,6 @@
 """Running a command-line program: what is wrong with its arguments is one line, as everything else that is wrong."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -27,5 +28,6 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # once, not once a rank
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

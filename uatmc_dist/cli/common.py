@@ -20,16 +20,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="option=value of the
 RunPath = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
 
-def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
-    """(folder, configuration, catalog, model) of a finished run."""
+def opened_run_of(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any]:
+    """(folder, configuration, catalog) of a finished run."""
     from uatmc_dist.config import load_config
     from uatmc_dist.data.catalog import Catalog
-    from uatmc_dist.models.trained import TrainedModel
     from uatmc_dist.runs import opened_run
 
     folder = opened_run(run)
     config = load_config(run / "config.yaml", overrides or ())
-    catalog = Catalog(config.catalog)
+    return folder, config, Catalog(config.catalog)
+
+
+def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
+    """(folder, configuration, catalog, model) of a finished run."""
+    from uatmc_dist.models.trained import TrainedModel
+
+    folder, config, catalog = opened_run_of(run, overrides)
     with shown("projected items") as progress:
         model = TrainedModel.load(run, catalog, progress)
     return folder, config, catalog, model

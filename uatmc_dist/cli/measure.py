@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uatmc_dist.cli.common import Overrides, RunPath, app, console, opened, tell_written
+from uatmc_dist.cli.common import Overrides, RunPath, app, console, opened, opened_run_of, tell_written
 from uatmc_dist.errors import UserError
 from uatmc_dist.progress import shown
 
@@ -17,15 +17,26 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     lists: Annotated[Path | None, typer.Option(help="Write every user's 50 best items there, too (Parquet).")] = None,
 ) -> None:
-    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json."""
-    from uatmc_dist.evaluation import comparison
+    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json.
+
+    Under torchrun (torchrun ... -m uatmc_dist.cli evaluate RUN) no rank holds the whole model."""
+    from uatmc_dist.evaluation import comparison, on_ranks
     from uatmc_dist.evaluation.beyond import BeyondAccuracy
     from uatmc_dist.evaluation.ranking import RankedUsers, rank_model, write_lists
+    from uatmc_dist.models.trained import TrainedModel
+    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables import accuracy
 
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
-    folder, config, catalog, model = opened(run, overrides)
+    world = process_group.join() if on_ranks.is_launched() else None
+    folder, config, catalog = opened_run_of(run, overrides)
+    is_first = world is None or world.is_first
+    with shown("projected items", is_first) as progress:
+        if world is None:
+            model = TrainedModel.load(run, catalog, progress)
+        else:
+            ranking = on_ranks.load_blocks(run, config, catalog, world, progress)
     ranked: list[RankedUsers] = []
     beyond = BeyondAccuracy(catalog, split)
 
@@ -34,14 +45,20 @@ def evaluate(
         if lists is not None:
             ranked.append(users)
 
-    with shown("users") as progress:
-        metrics = rank_model(model, catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
+    at_once = config.evaluation.users_per_batch
+    with shown("users", is_first) as progress:
+        if world is None:
+            metrics = rank_model(model, catalog, split, at_once, progress, on_ranked)
+        else:
+            metrics = on_ranks.rank_on_ranks(ranking, catalog, world, split, at_once, progress, on_ranked)
+    if not is_first:
+        process_group.leave()
     if lists is not None:
         write_lists(lists, ranked)
         tell_written(lists)
     figures = {**metrics, **beyond.metrics()}
     baselines = comparison.Baselines(catalog, shown)
-    if model.config.is_bpr_mf:
+    if config.is_bpr_mf:
         baselines.record_bpr_mf(split, figures, run)
     metric = config.evaluation.metric
     compared = baselines.compare(metric, split, metrics[metric], run, comparison.EVALUATE_WITHIN_S)
@@ -49,6 +66,8 @@ def evaluate(
     accuracy.print_accuracy(console, run, figures, compared)
     accuracy.print_beside_baselines(console, run, figures, compared)
     tell_written(path)
+    if world is not None:
+        process_group.leave()
 
 
 @app.command()

@@ -1,0 +1,43 @@
+"""`uatmc evaluate` under torchrun: the figures and lists of one process, from row blocks."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import ROOT, environment, on_ranks, run_uatmc, train
+from tests import nursery
+
+MODELS = {
+    "rows": {},
+    "history": {"user": "history"},
+    "own users": {"backbone": "vbpr_own_users"},
+    "mmgcn": {"backbone": "mmgcn", "visual_hidden": [], "text_hidden": []},
+    "without content": {"content": False},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ranks_tell_what_one_process_tells(model, write_config, tmp_path):
+    sections = {"adversarial": {"epochs": 0}} if model in ("without content", "mmgcn") else {}
+    clean = {"align_weight": 0} if model in ("without content", "mmgcn") else {}
+    assert train(write_config(model=MODELS[model], clean=clean, **sections)).returncode == 0
+    run, found = tmp_path / "runs/tiny", {}
+    for ranks in (1, 2, 4):
+        lists = tmp_path / f"{ranks}.parquet"
+        if ranks == 1:
+            run_uatmc("evaluate", run, "--lists", lists)
+        else:
+            told = on_ranks(ranks, "tests/uatmc.py", "evaluate", run, "--lists", lists)
+            assert told.count("written: ") == 2
+        found[ranks] = json.loads((run / "evaluation.json").read_text()), pq.read_table(lists)
+    for ranks in (2, 4):
+        figures = [{k: v for k, v in one[0].items() if isinstance(v, float)} for one in (found[ranks], found[1])]
+        assert len(figures[0]) > 16 and figures[0] == pytest.approx(figures[1], abs=1e-6)
+        same = found[ranks][1]["items"].to_pylist(), found[1][1]["items"].to_pylist()
+        assert sum(one == other for one, other in zip(*same, strict=True)) >= 0.98 * len(same[0])
+
+
+def test_what_is_wrong_is_told_once(write_config, tmp_path):
+    done = nursery.run(2, ["tests/uatmc.py", "evaluate", str(tmp_path / "nothing")], ROOT, environment(2), timeout=120)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1
