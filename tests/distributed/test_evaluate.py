@@ -41,3 +41,26 @@ def test_ranks_tell_what_one_process_tells(model, write_config, tmp_path):
 def test_what_is_wrong_is_told_once(write_config, tmp_path):
     done = nursery.run(2, ["tests/uatmc.py", "evaluate", str(tmp_path / "nothing")], ROOT, environment(2), timeout=120)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("model", ["history", "own users"])
+def test_ranks_certify_what_one_process_certifies(model, write_config, tmp_path):
+    assert train(write_config(model=MODELS[model], attack={"k": 10, "epsilons": [0.05, 0.3]})).returncode == 0
+    run, found = tmp_path / "runs/tiny", {}
+    for ranks in (1, 2, 4):
+        if ranks == 1:
+            run_uatmc("certify", run)
+        else:
+            on_ranks(ranks, "tests/uatmc.py", "certify", run)
+        report = json.loads((run / "certificate.json").read_text())
+        found[ranks] = [entry["certified_hit@10"] for entry in [*report["results"], *report["any_content"]]]
+        assert len(found[ranks]) == 4 * 2 + 3 and pq.read_table(run / "certificate.parquet").num_rows == 203
+    assert found[2] == pytest.approx(found[1], abs=1e-6) and found[4] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_what_has_no_certificate_is_told_under_torchrun_too(write_config, tmp_path):
+    config = write_config(model=MODELS["mmgcn"], clean={"align_weight": 0}, adversarial={"epochs": 0})
+    assert train(config).returncode == 0
+    command = ["tests/uatmc.py", "certify", str(tmp_path / "runs/tiny")]
+    done = nursery.run(2, command, ROOT, environment(2), timeout=120)
+    assert done.returncode == 2 and done.stderr.count("no certificate for this model") == 1

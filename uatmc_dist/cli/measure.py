@@ -36,7 +36,7 @@ def evaluate(
         if world is None:
             model = TrainedModel.load(run, catalog, progress)
         else:
-            ranking = on_ranks.load_blocks(run, config, catalog, world, progress)
+            blocks = on_ranks.load_blocks(run, config, catalog, world, progress)
     ranked: list[RankedUsers] = []
     beyond = BeyondAccuracy(catalog, split)
 
@@ -50,7 +50,7 @@ def evaluate(
         if world is None:
             metrics = rank_model(model, catalog, split, at_once, progress, on_ranked)
         else:
-            metrics = on_ranks.rank_on_ranks(ranking, catalog, world, split, at_once, progress, on_ranked)
+            metrics = on_ranks.rank_on_ranks(blocks, catalog, world, split, at_once, progress, on_ranked)
     if not is_first:
         process_group.leave()
     if lists is not None:
@@ -205,20 +205,38 @@ def _of_modalities(dense: Any) -> list[str]:
 
 @app.command()
 def certify(run: RunPath, overrides: Overrides = None) -> None:
-    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet."""
+    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet.
+
+    Under torchrun (torchrun ... -m uatmc_dist.cli certify RUN) no rank holds the whole model."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.certificate import certify as certified
+    from uatmc_dist.evaluation.certificate import certify_swept
+    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_certificate
 
-    folder, config, catalog, model = opened(run, overrides)
-    with shown("sweeps") as progress:
-        found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
+    if on_ranks.is_launched():
+        world = process_group.join()
+        folder, config, catalog = opened_run_of(run, overrides)
+        with shown("projected items", world.is_first) as progress:
+            blocks = on_ranks.load_blocks(run, config, catalog, world, progress)
+        swept, attacks = on_ranks.swept_on_ranks(blocks, config, catalog, world), folder.read_json("attack.json")
+        with shown("sweeps", world.is_first) as progress:
+            found = certify_swept(swept, catalog, config.attack, attacks, progress)
+        if not world.is_first:
+            process_group.leave()
+    else:
+        folder, config, catalog, model = opened(run, overrides)
+        with shown("sweeps") as progress:
+            found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
     pq.write_table(pa.table(found.columns), run / "certificate.parquet")
     path = folder.write_json("certificate.json", found.report)
     print_certificate(console, run, found.report, catalog.num_items)
     tell_written(path)
+    if on_ranks.is_launched():
+        process_group.leave()
 
 
 @app.command()

@@ -8,6 +8,7 @@ does not lift the item over their k-th best score are safe from it, whatever the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 from uatmc_dist.evaluation.scenes import ROUNDING, Bars
 from uatmc_dist.evaluation.stage import lengths
+from uatmc_dist.evaluation.sweep import Swept
 from uatmc_dist.models.linear_model import LinearModel
+from uatmc_dist.parallel.item_parallel import max_over_ranks
 from uatmc_kernels import count_above
 
 THREATS: tuple[tuple[Norm, Definition], ...] = (
@@ -29,7 +32,6 @@ THREATS: tuple[tuple[Norm, Definition], ...] = (
     ("l2", "paper"),
     ("l2", "training"),
 )
-_USERS_AT_ONCE = 1 << 14
 _MOST_PROMOTABLE = 10
 
 
@@ -42,6 +44,17 @@ class Certificate:
     """item, and for each threat and epsilon the certified hit rate of all items (linf_paper_0.05, ...)."""
 
 
+def check_certifiable(has_content: bool, is_linear: bool) -> None:
+    """UserError for a model that no certificate is known for."""
+    if not has_content:
+        raise UserError("this model has no content (model.content=false), so there is nothing to certify")
+    if not is_linear:
+        raise UserError(
+            "no certificate for this model: its scores are not linear in the features, so that no exact bound exists; "
+            "look at the strongest attack"
+        )
+
+
 def certify(
     model: LinearModel,
     catalog: Catalog,
@@ -49,31 +62,37 @@ def certify(
     attack: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Certificate:
-    """Certified Hit@k of every item over all users, for both norms, both budgets and every epsilon.
+    """`certify_swept` of a model that is here as a whole. Raises UserError for one without a certificate."""
+    check_certifiable(model.dense is not None, model.is_linear)
+    bars = Bars.of(model, lengths(config.k, len(model.identity_Nd)))
+    return certify_swept(Swept.whole(model, bars, config.k), catalog, config, attack, progress)
+
+
+def certify_swept(
+    swept: Swept,
+    catalog: Catalog,
+    config: AttackConfig,
+    attack: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Certificate:
+    """Certified Hit@k of every item over all users, for both norms, both budgets and every epsilon. Collective.
 
     `attack` is the run's attack.json, whose strongest attack is put beside the bound for the same targets and anchors.
-    `progress(done, total)` counts sweeps over the catalog. Raises UserError for a model without content.
+    `progress(done, total)` counts sweeps over the catalog.
     """
-    if model.dense is None:
-        raise UserError("this model has no content (model.content=false), so there is nothing to certify")
-    if not model.is_linear:
-        raise UserError(
-            "no certificate for this model: its scores are not linear in the features, so that no exact bound exists; "
-            "look at the strongest attack"
-        )
-    bars = Bars.of(model, lengths(config.k, len(model.identity_Nd)))
     source_ids, titles = catalog.titles()
-    columns: dict[str, np.ndarray] = {"item": np.arange(len(model.identity_Nd))}
-    swept: dict[Ball, np.ndarray] = {}
+    num_items, of_model = swept.block.num_items, swept.dense.modalities
+    columns: dict[str, np.ndarray] = {"item": np.arange(num_items)}
+    found: dict[Ball, np.ndarray] = {}
     entries = []
-    replaced = replaceable(model.dense.modalities)
+    replaced = replaceable(of_model)
     total = len(THREATS) * len(config.epsilons) + len(replaced)
     for norm, definition in THREATS:
         for epsilon in config.epsilons:
-            budget = Ball.of_attack(epsilon, norm, definition, model.v_Nd.shape[1])
-            if budget not in swept:
-                swept[budget] = certified_hits(model, bars, config.k, budget)
-            bound_N = columns[f"{norm}_{definition}_{epsilon:g}"] = swept[budget]
+            budget = Ball.of_attack(epsilon, norm, definition, swept.v_nd.shape[1])
+            if budget not in found:
+                found[budget] = certified_hits(swept, budget)
+            bound_N = columns[f"{norm}_{definition}_{epsilon:g}"] = found[budget]
             entries.append(
                 {
                     "norm": norm,
@@ -86,21 +105,21 @@ def certify(
             progress(len(entries), total)
     any_content = []
     for modalities in replaced:
-        bound_N = any_content_hits(model, bars, config.k, modalities)
+        bound_N = any_content_hits(swept, modalities)
         columns[f"any_content_{'_'.join(modalities)}"] = bound_N
         any_content.append(
             {
                 "modalities": list(modalities),
                 **_summary(bound_N, config.k, source_ids, titles),
-                "strongest_attack": _strongest_of_any_content(attack, modalities, model.dense.modalities, config.k),
+                "strongest_attack": _strongest_of_any_content(attack, modalities, of_model, config.k),
             }
         )
         progress(len(entries) + len(any_content), total)
     report = {
         "k": config.k,
-        "users": len(model.users_UK),
-        "items": len(model.identity_Nd),
-        f"hit@{config.k}_before": config.k / len(model.identity_Nd),
+        "users": swept.num_users,
+        "items": num_items,
+        f"hit@{config.k}_before": config.k / num_items,
         "epsilons": config.epsilons,
         "meaning": f"share of users into whose top {config.k} an item could come at most, after any perturbation of "
         "its two projected rows within the budget; mean over all items, all users",
@@ -133,64 +152,59 @@ def _summary(bound_N: np.ndarray, k: int, source_ids: Sequence[Any], titles: Seq
     }
 
 
-def certified_hits(model: LinearModel, bars: Bars, k: int, budget: Ball) -> np.ndarray:
+def certified_hits(swept: Swept, budget: Ball) -> np.ndarray:
     """For every item the largest share of users that could come to have it in their top k, [N].
 
     Streams over users and items; float64, so that no attack passes the bound by rounding.
     """
-    assert model.dense is not None
-    items_NK = bars.items_NK.double()
-    w_v, w_t = (weight.double() for weight in model.dense.fusion()[:2])
-    thresholds_U = _thresholds(bars, k)
-    counts_N = torch.zeros(len(items_NK), dtype=torch.int64)
-    lengths_N2 = torch.stack([model.v_Nd.double().norm(dim=1), model.t_Nd.double().norm(dim=1)], dim=1)
+    items_nK = swept.items_nK.double()
+    w_v, w_t = (weight.double() for weight in swept.dense.fusion()[:2])
+    lengths_n2 = torch.stack([rows.double().norm(dim=1) for rows in (swept.v_nd, swept.t_nd)], dim=1)
     # Projected rows are unit rows up to rounding, or zero.
-    for kind in torch.unique(lengths_N2 > 0.5, dim=0):
-        of_kind = ((lengths_N2 > 0.5) == kind).all(dim=1).nonzero().squeeze(1)
-        visual, text = (
-            Ball(budget.epsilon * float(longest) * (1 + ROUNDING), budget.norm)
-            for longest in lengths_N2[of_kind].amax(dim=0)
-        )
-        items_of_kind = items_NK[of_kind]
-        for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
-            users = model.users_UK[start : start + _USERS_AT_ONCE].double()
-            bonus = worst_case_bonus(users[:, -w_v.shape[0] :], w_v, w_t, visual, text)
-            thresholds = thresholds_U[start : start + _USERS_AT_ONCE]
-            counts_N[of_kind] += count_above(users, items_of_kind, thresholds, bonus)
-    return counts_N.double().div(len(model.users_UK)).numpy()
+    is_kind = [((lengths_n2 > 0.5) == torch.tensor(kind)).all(dim=1) for kind in product((False, True), repeat=2)]
+    longest = [_largest(lengths_n2[of_kind]) for of_kind in is_kind]
+
+    def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
+        counts_n = torch.zeros(len(items_nK), dtype=torch.int64)
+        for of_kind, of_longest in zip(is_kind, longest, strict=True):
+            if of_kind.any():
+                visual, text = (Ball(budget.epsilon * most * (1 + ROUNDING), budget.norm) for most in of_longest)
+                bonus_B = worst_case_bonus(users_BK[:, -w_v.shape[0] :], w_v, w_t, visual, text)
+                counts_n[of_kind] = count_above(users_BK, items_nK[of_kind], thresholds_B, bonus_B)
+        return counts_n
+
+    return swept.sweep(count)
 
 
-def any_content_hits(model: LinearModel, bars: Bars, k: int, modalities: Sequence[str]) -> np.ndarray:
+def _largest(lengths_m2: torch.Tensor) -> list[float]:
+    """Of each column, over all ranks; 0 where there is no row."""
+    largest_2 = lengths_m2.amax(dim=0) if len(lengths_m2) else lengths_m2.new_zeros(2)
+    return max_over_ranks(largest_2).tolist()
+
+
+def any_content_hits(swept: Swept, modalities: Sequence[str]) -> np.ndarray:
     """The same, [N], where the rows of these modalities may become any rows of length 1 (docs/algorithm.md, 7.1).
 
     Their terms are taken out of each item, and the largest that they can come to is added: ||W_v^T h|| for the photo.
     """
-    assert model.dense is not None
-    items_NK = bars.items_NK.double()
-    fusion = dict(zip(MODALITIES, model.dense.fusion(), strict=False))
-    rows = {"visual": model.v_Nd, "text": model.t_Nd}
+    items_nK = swept.items_nK.double()
+    fusion = dict(zip(MODALITIES, swept.dense.fusion(), strict=False))
+    rows = {"visual": swept.v_nd, "text": swept.t_nd}
     width = fusion["visual"].shape[0]
-    longest = {}
+    lengths_n2 = torch.stack([rows[name].double().norm(dim=1) for name in MODALITIES], dim=1)
+    # What is there may be a little longer than 1, by rounding, and may stay.
+    longest = {
+        name: max(1.0, most) * (1 + ROUNDING) for name, most in zip(MODALITIES, _largest(lengths_n2), strict=True)
+    }
     for name in modalities:
-        items_NK[:, -width:] -= rows[name].double() @ fusion[name].double().T
-        # What is there may be a little longer than 1, by rounding, and may stay.
-        longest[name] = max(1.0, float(rows[name].double().norm(dim=1).amax())) * (1 + ROUNDING)
-    thresholds_U = _thresholds(bars, k)
-    counts_N = torch.zeros(len(items_NK), dtype=torch.int64)
-    for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
-        users = model.users_UK[start : start + _USERS_AT_ONCE].double()
-        content = users[:, -width:]
-        most = [longest[name] * AnyContent().most(content @ fusion[name].double()) for name in modalities]
-        thresholds = thresholds_U[start : start + _USERS_AT_ONCE]
-        counts_N += count_above(users, items_NK, thresholds, torch.stack(most).sum(0))
-    return counts_N.double().div(len(model.users_UK)).numpy()
+        items_nK[:, -width:] -= rows[name].double() @ fusion[name].double().T
 
+    def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
+        content_BC = users_BK[:, -width:]
+        most = [longest[name] * AnyContent().most(content_BC @ fusion[name].double()) for name in modalities]
+        return count_above(users_BK, items_nK, thresholds_B, torch.stack(most).sum(0))
 
-def _thresholds(bars: Bars, k: int) -> torch.Tensor:
-    """A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has
-    the item in the top k already keeps it: the clean score is at least the bar."""
-    best_U, _ = bars.at(k)
-    return torch.nextafter(best_U, torch.full_like(best_U, -torch.inf)).double()
+    return swept.sweep(count)
 
 
 def _strongest_of_any_content(

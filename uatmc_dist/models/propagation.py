@@ -22,7 +22,7 @@ class BipartiteGraph:
 
     def __init__(self, known: KnownPositives, users: ItemBlock, items: ItemBlock, device: torch.device) -> None:
         user_E, item_E = known.pairs()
-        self._user_counts, self._item_counts = block_sizes(users), block_sizes(items)
+        self._user_counts, self._item_counts = users.sizes, items.sizes
         self._of_users = _Rows(user_E, item_E, users, items.num_items, device)
         self._of_items = _Rows(item_E, user_E, items, users.num_items, device)
 
@@ -32,12 +32,6 @@ class BipartiteGraph:
             self._of_users.mean(gather_rows(items_nd, self._item_counts)),
             self._of_items.mean(gather_rows(users_ud, self._user_counts)),
         )
-
-
-def block_sizes(block: ItemBlock) -> list[int]:
-    """Rows of every rank."""
-    blocks = (ItemBlock(block.num_items, rank, block.world_size) for rank in range(block.world_size))
-    return [one.hi - one.lo for one in blocks]
 
 
 class _Rows:

@@ -37,6 +37,12 @@ class ItemBlock:
         return -(-self.num_items // self.world_size)
 
     @property
+    def sizes(self) -> list[int]:
+        """Of every rank's block."""
+        blocks = (ItemBlock(self.num_items, rank, self.world_size) for rank in range(self.world_size))
+        return [block.hi - block.lo for block in blocks]
+
+    @property
     def lo(self) -> int:
         return min(self.rank * self.size, self.num_items)
 
@@ -107,6 +113,15 @@ def batch_slice(batch_size: int) -> slice:
 def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
     """Sum over ranks; differentiable, to any order."""
     return partial if num_ranks() == 1 else _SumRanks.apply(partial)
+
+
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The largest of all ranks, number by number; no graph."""
+    if num_ranks() == 1:
+        return values
+    largest = values.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
 
 
 def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
