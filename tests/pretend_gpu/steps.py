@@ -1,15 +1,13 @@
-"""Steps of training on the pretend GPU; prints a JSON object of what each case did.
+"""Steps of training on the pretend GPU; prints a JSON list of what the cases of each job did (`done`).
 
-python -m tests.pretend_gpu.steps CATALOG RANK SIZE [--only PART] [--break NAME]
-
---break puts a mistake back, to show that it is found.
+python -m tests.pretend_gpu.steps CATALOG '[{"rank": 4, "size": 8, "only": "softmax, uat", "breaks": "uploads wait"}]'
 """
 
-import argparse
 import itertools
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,27 +132,21 @@ def step(catalog: Any, known: Any, world: Any, sections: dict[str, Any], phase: 
     return built, built.sampler.batch(0, 0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("catalog", type=Path)
-    parser.add_argument("rank", type=int)
-    parser.add_argument("size", type=int)
-    parser.add_argument("--break", dest="breaks")
-    parser.add_argument("--only", default="")
-    arguments = parser.parse_args()
-    stand_ins.join(arguments.rank, arguments.size)
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    pretend(arguments.breaks)
+def done(catalog_path: Path, rank: int, size: int, only: str = "", breaks: str | None = None) -> dict[str, Any]:
+    """What each case with `only` in its name did, as this rank of so many, with a mistake put back (`breaks`)."""
     from uatmc_dist.data.batches import KnownPositives
     from uatmc_dist.data.catalog import Catalog
 
-    catalog = Catalog(arguments.catalog)
+    stand_ins.join(rank, size)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    pretend(breaks)
+    catalog = Catalog(catalog_path)
     known = KnownPositives.of_training(catalog)
-    world = SimpleNamespace(rank=arguments.rank, size=arguments.size, device=GPU, is_first=False)
+    world = SimpleNamespace(rank=rank, size=size, device=GPU, is_first=False)
     found: dict[str, Any] = {}
     mode = PretendGpu()
     for name, sections, phase in cases():
-        if arguments.only not in name:
+        if only not in name:
             continue
         result: dict[str, Any] = {}
         try:
@@ -173,6 +165,24 @@ def main() -> None:
         result["waits"] = [[*place, count] for place, count in sorted(mode.waits.items())]
         result["collectives"] = [[*key, count] for key, count in sorted(stand_ins.COLLECTIVES.items())]
         found[name] = result
+    return found
+
+
+def main() -> None:
+    catalog, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    import uatmc_dist.models.linear_fusion
+    import uatmc_dist.training.phase  # noqa: F401  # once for all jobs
+
+    found = []
+    for job in jobs:
+        with tempfile.TemporaryFile("w+") as file:
+            if (child := os.fork()) == 0:
+                json.dump(done(catalog, **job), file)
+                file.flush()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0, job
+            file.seek(0)
+            found.append(json.load(file))
     print(json.dumps(found))
     sys.stdout.flush()
     os._exit(0)

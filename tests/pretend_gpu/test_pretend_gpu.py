@@ -11,8 +11,17 @@ import pytest
 
 from conftest import ROOT, environment
 
+MISTAKES = {
+    "indices stay on the CPU": ("vbpr, full_catalog, uat_mc", "FakeTensorDeviceMismatchError"),
+    "skipped entries stay on the CPU": ("vbpr, full_catalog, uat", "ValueError: skip_B: on cpu"),
+    "uploads wait": ("vbpr, softmax, uat", "to the device: blocking copy"),
+    "noise from the CPU": ("vbpr, softmax, noise", "to the device: blocking copy"),
+    "the host asks the device": ("vbpr, softmax, uat", "to the host: item, tolist or bool"),
+}
+RANKS = [{"rank": 4, "size": 8}, {"rank": 0, "size": 1, "only": "vbpr, softmax"}]
 
-def run(module: str, *arguments: object) -> dict[str, Any]:
+
+def run(module: str, *arguments: object) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", f"tests.pretend_gpu.{module}", *map(str, arguments)]
     compiled = {**environment(), "TRITON_INTERPRET": "0"}  # arguments are looked at, nothing is launched
     done = subprocess.run(command, cwd=ROOT, env=compiled, capture_output=True, text=True, timeout=300)
@@ -20,41 +29,34 @@ def run(module: str, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("rank, size, only", [(4, 8, ""), (0, 1, "vbpr, softmax")])
-def test_no_step_waits_for_the_device(tiny_catalog, rank, size, only):
+@pytest.fixture(scope="module")
+def steps(tiny_catalog) -> list[dict[str, Any]]:
+    jobs = [*RANKS, *({"rank": 4, "size": 8, "only": case, "breaks": name} for name, (case, _) in MISTAKES.items())]
+    return run("steps", tiny_catalog, json.dumps(jobs))
+
+
+@pytest.mark.parametrize("index", range(len(RANKS)), ids=["one of eight", "alone"])
+def test_no_step_waits_for_the_device(steps, index):
     """Every objective, adversary and backbone, forward and backward, as one rank of eight, and some alone."""
-    found = run("steps", tiny_catalog, rank, size, "--only", only)
-    assert len(found) > (130 if size > 1 else 10)
+    found = steps[index]
+    assert len(found) > (130, 10)[index]
     assert {name: case["error"] for name, case in found.items() if "error" in case} == {}
     assert {name: case["elsewhere"] for name, case in found.items() if case["elsewhere"]} == {}
     assert {name: case["waits"] for name, case in found.items() if case["waits"]} == {}
     of_gpu = {backend for case in found.values() for _, backend, _ in case["collectives"]}
-    assert of_gpu == ({"nccl"} if size > 1 else set())
+    assert of_gpu == ({"nccl"}, set())[index]
 
 
-def test_every_launch_has_its_arguments_on_the_device():
-    found = run("launches")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(steps, mistake):
+    case, told = MISTAKES[mistake]
+    found = steps[len(RANKS) + list(MISTAKES).index(mistake)][case]
+    assert told in found.get("error", "") + " ".join(kind for kind, _, _ in found["waits"])
+
+
+def test_every_launch_has_its_arguments_on_the_current_device():
+    found, without_guard = run("launches")
     assert {name: case["error"] for name, case in found.items() if "error" in case} == {}
     assert {name: case["waits"] for name, case in found.items() if case["waits"]} == {}
     assert all(case["launches"] for case in found.values())
-
-
-def test_a_launch_on_another_device_is_found():
-    assert all(
-        "not on that of its tensors" in case["error"] for case in run("launches", "--break", "no guard").values()
-    )
-
-
-@pytest.mark.parametrize(
-    "mistake, case, told",
-    [
-        ("indices stay on the CPU", "vbpr, full_catalog, uat_mc", "FakeTensorDeviceMismatchError"),
-        ("skipped entries stay on the CPU", "vbpr, full_catalog, uat", "ValueError: skip_B: on cpu"),
-        ("uploads wait", "vbpr, softmax, uat", "to the device: blocking copy"),
-        ("noise from the CPU", "vbpr, softmax, noise", "to the device: blocking copy"),
-        ("the host asks the device", "vbpr, softmax, uat", "to the host: item, tolist or bool"),
-    ],
-)
-def test_a_mistake_is_found(tiny_catalog, mistake, case, told):
-    found = run("steps", tiny_catalog, 4, 8, "--only", case, "--break", mistake)[case]
-    assert told in found.get("error", "") + " ".join(kind for kind, _, _ in found["waits"])
+    assert all("not on that of its tensors" in case["error"] for case in without_guard.values())
