@@ -57,7 +57,7 @@ def test_smoothing_is_the_mean_over_noise_and_differentiable(visual):
     assert torch.equal(once, twice) and not torch.equal(once, visual.encode([photo(1)]))
     assert smoothed.record["preprocessing"]["smoothing"] == {"sigma": 8.0, "copies": 4}
     pixels = torch.from_numpy(np.array(photo(1))).permute(2, 0, 1)[None].float().requires_grad_()
-    features = PixelEncoder("smooth:8:efficientnet-lite0", "cpu")(pixels)
+    features = PixelEncoder("smooth:8:efficientnet-lite0", "cpu")([*pixels])
     torch.testing.assert_close(features, once, rtol=0.02, atol=0.02)
     (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
     assert gradient.abs().sum() > 0

@@ -1,6 +1,7 @@
 """Attacks on pixels: the differentiable chain, the balls, the climb, and what breaks them."""
 
 import difflib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import ContentAttackConfig
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.photos import as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, PixelBall, best_rows, climb, single
+from uatmc_dist.content_attacks.pixels import BestRow, Climb, Expa, Insa, PixelBall, best_rows, climb, single
 from uatmc_dist.content_attacks.report import summarise
+from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.encoders.preprocessing import Preprocessing
 
@@ -78,8 +80,8 @@ class LinearRows:
         self._map = torch.randn(60, DIM, generator=generator) / 60**0.5
         self._sign, self._blind = sign, blind
 
-    def rows(self, pixels_n3hw):
-        pixels = pixels_n3hw / 255 - 0.5
+    def rows(self, photos):
+        pixels = torch.stack(list(photos)) / 255 - 0.5
         if self._sign < 0:
             pixels = 2 * pixels.detach() - pixels  # the same value, the opposite gradient
         if self._blind:
@@ -90,7 +92,7 @@ class LinearRows:
 
 def target_of(rows: LinearRows, pixels: torch.Tensor) -> Targets:
     model = RandomModel(300, 50, DIM)
-    model.v_Nd[0] = rows.rows(pixels[None])[1][0]
+    model.v_Nd[0] = rows.rows([pixels])[1][0]
     return single(scene(model, 5).targets, 0)
 
 
@@ -104,8 +106,9 @@ def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "lin
     pixels = torch.full((3, 4, 5), 128.0) + 40 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
     target = target_of(honest, pixels)
     objective = objective_of(target)
-    delta = climb(rows, pixels, PixelBall(size, norm), objective, 20, torch.zeros_like(pixels))  # type: ignore[arg-type]
-    row = honest.rows((pixels + delta)[None])[1][0]
+    climbs = [Climb(pixels, objective, torch.zeros_like(pixels))]
+    (delta,) = climb(rows, climbs, PixelBall(size, norm), 20)  # type: ignore[arg-type]
+    row = honest.rows([pixels + delta])[1][0]
     zeros = torch.zeros_like(target.t_Td)
     best = best_rows(target, ("visual",))[0]
     hits = [float(target.hits((one - target.v_Td, zeros))) for one in (target.v_Td, row[None], best[None])]
@@ -116,6 +119,25 @@ def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "lin
 def test_pixels_reach_nearly_what_any_content_can(norm):
     before, after, best = reached(LinearRows(), ours_of, size=60.0, norm=norm)
     assert after >= 0.8 * best > before
+
+
+def test_photos_that_climb_together_climb_as_each_alone():
+    rows, generator = LinearRows(), torch.Generator().manual_seed(4)
+    photos = [128 + 40 * torch.randn(3, 4, 5, generator=generator) for _ in range(3)]
+    climbs = [Climb(photo, ours_of(target_of(rows, photo)), torch.zeros_like(photo)) for photo in photos]
+    together = climb(rows, climbs, PixelBall(8.0, "linf"), 6)  # type: ignore[arg-type]
+    alone = [climb(rows, [one], PixelBall(8.0, "linf"), 6)[0] for one in climbs]  # type: ignore[arg-type]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_as_many_photos_go_together_as_the_encoder_takes():
+    content = object.__new__(ContentAttacks)
+    content._photos = SimpleNamespace(batch=3)  # type: ignore[assignment]
+    names = ["pixels"] * 5 + ["insa"] + ["words"] * 2
+    groups = content._grouped([_Job(1, index, index, name) for index, name in enumerate(names)])
+    assert [len(group) for group in groups] == [3, 2, 1, 1, 1]
+    assert [job.index for group in groups for job in group] == list(range(8))
 
 
 def test_attacks_of_the_literature_find_less_or_as_much():

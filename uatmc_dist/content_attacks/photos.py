@@ -1,8 +1,9 @@
 """From the pixels of an item's photo to its projected row: differentiable, and through the catalog's own pipeline.
 
-n  photos of one size    d  width of a projected row
+n  photos    d  width of a projected row
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class PhotoRows:
             )
         self._encoder = open_visual_encoder(encoding["encoder"], device)
         self._pixel_encoder = PixelEncoder(encoding["encoder"], device)
-        self.workers = self._encoder.workers
-        """Threads that may attack at once, each with one photo."""
+        self.workers, self.batch = self._encoder.workers, self._encoder.batch
+        """Threads that may attack at once, and how many photos each of them."""
         self.device = self._pixel_encoder.device
         self._project = model.dense.visual
         self._project.to(self.device)
@@ -53,9 +54,10 @@ class PhotoRows:
         except BrokenPhoto as error:
             raise UserError(f"{path}: cannot be seen ({error}); bring the photo back") from None
 
-    def rows(self, pixels_n3hw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(features [n, width], projected rows of length 1 [n, d]) of pixels from 0 to 255; differentiable."""
-        features = self._pixel_encoder(pixels_n3hw)
+    def rows(self, photos: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(features [n, width], projected rows of length 1 [n, d]) of photos [3, h, w] of any sizes, pixels from 0 to
+        255; differentiable."""
+        features = self._pixel_encoder(photos)
         return features, F.normalize(self._project(features), dim=1)
 
     @torch.no_grad()

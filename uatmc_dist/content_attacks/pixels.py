@@ -6,7 +6,7 @@ adversarial item promotion (arXiv 2006.01888), within the same budgets.
     d  width of a projected row    A  anchors
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -106,38 +106,53 @@ def _visual(target: Targets, row_d: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return row_d - target.v_Td, torch.zeros_like(target.t_Td)
 
 
+class Climb(NamedTuple):
+    """One photo on its way."""
+
+    photo_3hw: torch.Tensor
+    objective: Objective
+    start_3hw: torch.Tensor
+    """Its change so far."""
+
+
 def climb(
     rows: PhotoRows,
-    photo_3hw: torch.Tensor,
+    climbs: Sequence[Climb],
     ball: PixelBall,
-    objective: Objective,
     steps: int,
-    start_3hw: torch.Tensor,
     before_step: Callable[[], None] = lambda: None,
-) -> torch.Tensor:
-    """The change [3, h, w] with which most anchors were won on the way, the last of equals.
+) -> list[torch.Tensor]:
+    """For each photo the change [3, h, w] with which most anchors were won on the way, the last of equals.
 
-    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. `before_step` may raise.
+    With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. All photos go through the encoder at
+    once. `before_step` may raise.
     """
-    delta_3hw = ball.project(start_3hw, photo_3hw)
-    momentum_3hw = torch.zeros_like(photo_3hw)
-    best, most = delta_3hw, -1.0
+    photos = [one.photo_3hw for one in climbs]
+    deltas = [ball.project(one.start_3hw, one.photo_3hw) for one in climbs]
+    momenta = [torch.zeros_like(photo_3hw) for photo_3hw in photos]
+    best, most = list(deltas), [-1.0] * len(climbs)
     for step in range(steps + 1):
         before_step()
-        pixels = (photo_3hw + delta_3hw).requires_grad_()
-        features, row = rows.rows(pixels[None])
-        seen = objective(features[0].detach(), row[0].detach())
-        if seen.won >= most:
-            best, most = delta_3hw, seen.won
+        pixels = [(photo + delta).requires_grad_() for photo, delta in zip(photos, deltas, strict=True)]
+        features_nD, rows_nd = rows.rows(pixels)
+        seen = [
+            one.objective(features.detach(), row_d.detach())
+            for one, features, row_d in zip(climbs, features_nD, rows_nd, strict=True)
+        ]
+        for index, outlook in enumerate(seen):
+            if outlook.won >= most[index]:
+                best[index], most[index] = deltas[index], outlook.won
         if step == steps:
             break
-        (gradient_3hw,) = torch.autograd.grad((features, row), pixels, (seen.by_features[None], seen.by_row[None]))
-        size = gradient_3hw.abs().mean()
-        if size > 0:
-            momentum_3hw = _MOMENTUM * momentum_3hw + gradient_3hw / size
+        towards = torch.stack([one.by_features for one in seen]), torch.stack([one.by_row for one in seen])
+        gradients = torch.autograd.grad((features_nD, rows_nd), pixels, towards)
         length = ball.size * (_FIRST_STEP + (_LAST_STEP - _FIRST_STEP) * step / max(steps - 1, 1))
-        delta_3hw = ball.project(delta_3hw + length * ball.direction(momentum_3hw), photo_3hw)
-    return best.detach()
+        for index, gradient_3hw in enumerate(gradients):
+            size = gradient_3hw.abs().mean()
+            if size > 0:
+                momenta[index] = _MOMENTUM * momenta[index] + gradient_3hw / size
+            deltas[index] = ball.project(deltas[index] + length * ball.direction(momenta[index]), photos[index])
+    return [delta_3hw.detach() for delta_3hw in best]
 
 
 def best_rows(target: Targets, modalities: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

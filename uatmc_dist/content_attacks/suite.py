@@ -19,9 +19,10 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import Kept, Record, best_by
+from uatmc_dist.content_attacks.kept import Kept, Record
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Expa, Insa, Objective, PixelBall, best_rows, climb
+from uatmc_dist.content_attacks.pixels import BestRow, Climb, Expa, Insa, Objective, PixelBall, best_rows, climb
+from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES, Catalog
@@ -31,6 +32,7 @@ from uatmc_dist.errors import UserError
 Rows = tuple[torch.Tensor, torch.Tensor]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
+_CLIMBS = ("pixels", "insa", "expa", "transfer")
 MODALITIES_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pixels", "insa", "expa", "transfer", "copy_photo"), ("visual",)),
     **dict.fromkeys(("words", "stuffing", "copy_text"), ("text",)),
@@ -118,16 +120,28 @@ class ContentAttacks:
         try:
             for of_both in (False, True):
                 some = [job for job in missing if (job.attack == "both") == of_both]
-                for records in pool.map(lambda job: self._attack(job, kept), some):
-                    kept.add(records)
-                    done += 1
-                    progress(done, len(jobs))
+                for found in pool.map(lambda group: self._attack(group, kept), self._grouped(some)):
+                    for records in found:
+                        kept.add(records)
+                        done += 1
+                        progress(done, len(jobs))
         finally:  # Ctrl-C does not wait for the targets that are left
             self._stopping.set()
             pool.shutdown(cancel_futures=True)
             self._stopping.clear()
         wanted = {(job.seed, job.attack, job.item) for job in jobs}
         return [record for record in kept.records if (record["seed"], record["attack"], record["item"]) in wanted]
+
+    def _grouped(self, jobs: list[_Job]) -> list[list[_Job]]:
+        """What is attacked at once: as many photos as the encoder takes, anything else alone."""
+        groups: list[list[_Job]] = []
+        for job in jobs:
+            most = self._photos.batch if self._photos is not None and job.attack in _CLIMBS else 1
+            if groups and len(groups[-1]) < most and groups[-1][0].attack == job.attack:
+                groups[-1].append(job)
+            else:
+                groups.append([job])
+        return groups
 
     def _key(self) -> str:
         """Of what a record depends on besides its target and attack."""
@@ -136,52 +150,62 @@ class ContentAttacks:
         words = json.dumps([options, self._k, [float(weight) for weight in weights]])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
-    def _attack(self, job: _Job, kept: Kept) -> list[Record]:
-        target, modalities = self._drawn.target(job.seed, job.index), MODALITIES_OF[job.attack]
-        best = best_rows(target, modalities)
-        common = {
+    def _attack(self, jobs: list[_Job], kept: Kept) -> list[list[Record]]:
+        """Of each job, all of one attack."""
+        attack, modalities = jobs[0].attack, MODALITIES_OF[jobs[0].attack]
+        targets = [self._drawn.target(job.seed, job.index) for job in jobs]
+        bests = [best_rows(target, modalities) for target in targets]
+        if attack in _CLIMBS:
+            found = self._climbed(jobs, targets, bests)
+        else:
+            made = {"copy_photo": self._copied_photo, "both": self._both}.get(attack, self._words)
+            found = [list(made(job, target, kept)) for job, target in zip(jobs, targets, strict=True)]
+        return [
+            [{**self._common(job, target, best), **one} for one in of_job or [{"size": None, "file": None}]]
+            for job, target, best, of_job in zip(jobs, targets, bests, found, strict=True)
+        ]  # without a file: nothing to change
+
+    def _common(self, job: _Job, target: Targets, best: Rows) -> Record:
+        return {
             "seed": job.seed,
             "attack": job.attack,
             "item": job.item,
             "before": self._drawn.won(job.seed, job.index, target.v_Td[0], target.t_Td[0]),
             "any_content": self._drawn.won(job.seed, job.index, *best),
-            "any_content_bound": self._drawn.bound(job.seed, job.index, modalities),
+            "any_content_bound": self._drawn.bound(job.seed, job.index, MODALITIES_OF[job.attack]),
         }
-        attack = {"words": self._words, "stuffing": self._words, "copy_text": self._words, "both": self._both}
-        found = attack.get(job.attack, self._pixels)(job, target, best, kept)
-        return [common | one for one in found] or [common | {"size": None, "file": None}]  # nothing to change
 
-    def _pixels(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
-        rows = self._photos
+    def _copied_photo(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
+        assert self._photos is not None
+        copied = self._photos.photo(self._popular)
+        assert copied is not None
+        yield {"size": None, **self._figures(job, target, "png", v_d=self._photos.row_of(copied))}
+
+    def _climbed(self, jobs: list[_Job], targets: list[Targets], bests: list[Rows]) -> list[list[Record]]:
+        """Photos of several targets at once, for as many as the encoder takes."""
+        rows, found = self._photos, [[] for _ in jobs]  # type: ignore[var-annotated]
         assert rows is not None
-        if job.attack == "copy_photo":
-            copied = rows.photo(self._popular)
-            assert copied is not None
-            yield {"size": None, **self._figures(job, target, "png", v_d=rows.row_of(copied))}
-            return
-        photo = rows.photo(job.item)
-        if photo is None:
-            return
-        pixels = as_pixels(photo, rows.device)
-        seen, objective = rows, self._objective(job.attack, target, best[0])
-        if job.attack == "transfer":
-            assert self._surrogate is not None
-            seen, drawn = self._surrogate
-            of_surrogate = drawn.target(job.seed, job.index)
-            objective = BestRow(of_surrogate, best_rows(of_surrogate, ("visual",))[0])
-        delta, before = torch.zeros_like(pixels), 0.0
-        for size in self._config.pixels:
-            start = delta * (size / before) if before else delta
-            ball = PixelBall(size, self._config.norm)
-            delta = climb(seen, pixels, ball, objective, self._config.steps, start, self._stop_if_asked)
-            before, changed = size, as_photo(pixels + delta)
+        photos = {index: photo for index, job in enumerate(jobs) if (photo := rows.photo(job.item)) is not None}
+        pixels = [as_pixels(photo, rows.device) for photo in photos.values()]
+        seen = rows if jobs[0].attack != "transfer" or self._surrogate is None else self._surrogate[0]
+        objectives = [self._objective(jobs[index], targets[index], bests[index][0]) for index in photos]
+        deltas, before = [torch.zeros_like(photo_3hw) for photo_3hw in pixels], 0.0
+        for size in self._config.pixels if photos else ():
+            starts = [delta_3hw * (size / before) if before else delta_3hw for delta_3hw in deltas]
+            climbs = list(map(Climb, pixels, objectives, starts))
+            ball, before = PixelBall(size, self._config.norm), size
+            deltas = climb(seen, climbs, ball, self._config.steps, self._stop_if_asked)
+            changed = [photo_3hw + delta_3hw for photo_3hw, delta_3hw in zip(pixels, deltas, strict=True)]
             with torch.no_grad():
-                row_d = rows.rows((pixels + delta)[None])[1][0].cpu()
-            yield {"size": size, **self._figures(job, target, AS_COMPUTED, v_d=row_d)}
-            for name in self._config.formats:
-                row_d = rows.row_of(read_back(changed, name))
-                yield {"size": size, **self._figures(job, target, name, v_d=row_d)}
-            changed.save(self._photo_file(job.attack, job.item, size))
+                computed_nd = rows.rows(changed)[1].cpu()
+            for index, changed_3hw, row_d in zip(photos, changed, computed_nd, strict=True):
+                job, target, photo = jobs[index], targets[index], as_photo(changed_3hw)
+                files = {AS_COMPUTED: row_d}
+                files |= {name: rows.row_of(read_back(photo, name)) for name in self._config.formats}
+                for name, of_file_d in files.items():
+                    found[index].append({"size": size, **self._figures(job, target, name, v_d=of_file_d)})
+                photo.save(self._photo_file(job.attack, job.item, size))
+        return found
 
     def _stop_if_asked(self) -> None:
         if self._stopping.is_set():
@@ -192,18 +216,22 @@ class ContentAttacks:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{attack}-{item}-{size:g}.png"
 
-    def _objective(self, attack: str, target: Targets, best_row_d: torch.Tensor) -> Objective:
-        if attack in ("pixels", "transfer"):
+    def _objective(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> Objective:
+        if job.attack == "transfer":
+            assert self._surrogate is not None
+            target = self._surrogate[1].target(job.seed, job.index)
+            return BestRow(target, best_rows(target, ("visual",))[0])
+        if job.attack == "pixels":
             return BestRow(target, best_row_d)
-        if attack == "insa":
+        if job.attack == "insa":
             return Insa(target)
         assert self._photos is not None
         hook = self._photos.photo(self._popular)
         assert hook is not None
         with torch.no_grad():
-            return Expa(target, self._photos.rows(as_pixels(hook, self._photos.device)[None])[0][0])
+            return Expa(target, self._photos.rows([as_pixels(hook, self._photos.device)])[0][0])
 
-    def _words(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
+    def _words(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         rows = self._texts
         assert rows is not None
         text, copied = rows.text(job.item), rows.text(self._popular)
@@ -221,7 +249,7 @@ class ContentAttacks:
             (row_d,) = rows.rows_of([changed])
             yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
 
-    def _both(self, job: _Job, target: Targets, best: Rows, kept: Kept) -> Iterator[Record]:
+    def _both(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         """The photo of `pixels` and the text of `words`, the first size with the first number of edits and so on."""
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
@@ -236,33 +264,20 @@ class ContentAttacks:
     def risen(self, records: list[Record], most: int = 10) -> list[Record]:
         """The targets that rose most, by the attack that changes most, with what was changed and the median anchor's
         rank before and after."""
-        files = ("png", "text")
-        of_kind: list[Record] = []
-        for attack in ("both", "pixels", "words"):
-            of_kind = of_kind or [r for r in records if r["attack"] == attack and r["file"] in files]
-        best = best_by(of_kind, "seed", "item")
-        ordered = sorted(best, key=lambda record: record["after"] - record["before"], reverse=True)
-        return [self._shown(record, records) for record in ordered[:most]]
+        return [self._shown(record, text_of(record, records), photo_size(record)) for record in risen(records)[:most]]
 
-    def _shown(self, record: Record, records: list[Record]) -> Record:
-        item, size = record["item"], record["size"]
-        index = self._drawn.items[record["seed"]].index(item)
+    def _shown(self, record: Record, text: str | None, size: float | None) -> Record:
+        item, index = record["item"], self._drawn.items[record["seed"]].index(record["item"])
         target = self._drawn.target(record["seed"], index)
         shown: Record = {name: record[name] for name in ("attack", "item", "before", "after")}
         v_d, t_d = target.v_Td[0], target.t_Td[0]
-        if record["attack"] != "words" and self._photos is not None:
+        if size is not None and self._photos is not None:
             file = self._photo_file("pixels", item, size)
             v_d = self._photos.row_of(open_photo(file))
             shown |= {"photo_before": str(self._photos.path(item)), "photo_after": str(file), "pixels": size}
-        if record["attack"] != "pixels" and self._texts is not None:
-            edits = size if record["attack"] == "words" else record["edits"]
-            (text,) = (
-                r["text"]
-                for r in records
-                if (r["seed"], r["attack"], r["item"], r["size"]) == (record["seed"], "words", item, edits)
-            )
+        if text is not None and self._texts is not None:
             (t_d,) = self._texts.rows_of([text])
-            shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits}
+            shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits_of(record)}
         before, after = self._drawn.median_ranks(record["seed"], index, v_d, t_d)
         return shown | {"median_rank_before": before, "median_rank_after": after}
 

@@ -56,9 +56,11 @@ class PixelEncoder:
         self.name, self._forward, self._preprocessing = name, parts.forward, parts.preprocessing()
         self._model = parts.model.to(self.device)
 
-    def __call__(self, pixels_n3hw: torch.Tensor) -> torch.Tensor:
-        """Features [n, width], float32, of pixels from 0 to 255 as they are in the file, upright and RGB."""
-        return self._forward(self._model, self._preprocessing(pixels_n3hw)).float()
+    def __call__(self, photos: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Features [n, width], float32, of photos [3, h, w] of any sizes: pixels from 0 to 255 as they are in the file,
+        upright and RGB."""
+        prepared = torch.cat([self._preprocessing(pixels_3hw[None]) for pixels_3hw in photos])
+        return self._forward(self._model, prepared).float()
 
 
 _Prepare = Callable[[Image.Image], torch.Tensor]
