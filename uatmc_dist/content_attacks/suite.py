@@ -262,8 +262,7 @@ class ContentAttacks:
             yield {"size": size, "edits": edits, **figures}
 
     def risen(self, records: list[Record], most: int = 10) -> list[Record]:
-        """The targets that rose most, by the attack that changes most, with what was changed and the median anchor's
-        rank before and after."""
+        """The targets that rose most, with what was changed and the median anchor's rank before and after."""
         return [self._shown(record, text_of(record, records), photo_size(record)) for record in risen(records)[:most]]
 
     def _shown(self, record: Record, text: str | None, size: float | None) -> Record:
