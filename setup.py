@@ -8,9 +8,13 @@ setup(
     description="Distributed adversarial training for multimodal recommenders (UAT-MC)",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["uatmc_dist*"]) + find_packages("kernels"),
-    package_data={"uatmc_dist": ["spaces/*.yaml"], "uatmc_dist.evaluation.report": ["templates/*.html"]},
-    package_dir={"uatmc_kernels": "kernels/uatmc_kernels"},
+    packages=[*find_packages(include=["uatmc_dist*"]), *find_packages("kernels"), "uatmc_dist.configs"],
+    package_data={
+        "uatmc_dist": ["spaces/*.yaml"],
+        "uatmc_dist.configs": ["*.yaml"],
+        "uatmc_dist.evaluation.report": ["templates/*.html"],
+    },
+    package_dir={"uatmc_kernels": "kernels/uatmc_kernels", "uatmc_dist.configs": "configs"},
     install_requires=[
         "torch==2.13.*",
         "numpy",

@@ -465,10 +465,11 @@ class Config(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file and applies dotted overrides (`training.lr=3e-4`).
+    """Reads a YAML file, or one of configs/ by its name (`default`), and applies dotted overrides (`training.lr=3e-4`).
 
     Raises UserError naming the file or override, the key, and the nearest known key where there is one.
     """
+    path = find_config(path)
     values = read_yaml(path)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -476,6 +477,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{override}: not an override; write section.option=value")
         _set_dotted(values, key, _yaml_value(override, text), override)
     return _validated(values, str(path))
+
+
+def find_config(path: Path) -> Path:
+    """The file itself, or by its name one of configs/: in the checkout, or installed with the package.
+
+    Raises UserError, with the names, for a name that is not there."""
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    here = Path(__file__).parent
+    found = {
+        file.stem: file for folder in (here / "configs", here.parent / "configs") for file in folder.glob("*.yaml")
+    }
+    if str(path) not in found:
+        raise UserError(
+            f"{path}: no such file, and no configuration of that name{nearest(str(path), tuple(found))}; give a YAML "
+            f"file, or one of {', '.join(sorted(found))}"
+        )
+    return found[str(path)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

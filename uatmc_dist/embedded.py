@@ -10,15 +10,13 @@ from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.progress import shown
 from uatmc_dist.runs import RunFolder
 
-CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
+CONFIG = Path("quickstart")
 
 
 def load_embedded(overrides: Sequence[str]) -> Config:
     """configs/quickstart.yaml under the first name whose run is not finished: quickstart, quickstart-2, ...
 
-    Raises UserError for a wrong override, or where the file is not there."""
-    if not CONFIG.exists():
-        raise UserError("no configuration is given, and the embedded one is not installed; give a YAML file")
+    Raises UserError for a wrong override."""
     config = load_config(CONFIG, overrides)
     if any(override.startswith("name=") for override in overrides):
         return config
@@ -35,7 +33,7 @@ def _names(name: str) -> Iterator[str]:
 
 
 def is_own_catalog(path: Path) -> bool:
-    return CONFIG.exists() and path == load_config(CONFIG).catalog
+    return path == load_config(CONFIG).catalog
 
 
 def make_catalog(path: Path, world: World) -> None:
@@ -55,7 +53,7 @@ def make_catalog(path: Path, world: World) -> None:
 
 def introduction(config: Config) -> str:
     return (
-        f"no configuration given: training the embedded default, configs/{CONFIG.name}, on a synthetic catalog "
+        f"no configuration given: training the embedded default, configs/{CONFIG}.yaml, on a synthetic catalog "
         f"({config.catalog}) into {config.run_dir}; for your own shop: uatmc data build, then "
         "train.py configs/default.yaml catalog=FOLDER name=NAME"
     )

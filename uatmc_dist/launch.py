@@ -24,7 +24,7 @@ EXIT_LOST_RANK = 1
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _options_help() -> str:
+def options_help() -> str:
     """Every option with its type, default and docstring (\\b keeps the lines as they are)."""
     lines = []
     for key, kind, default, text in iterate_options():
@@ -32,10 +32,11 @@ def _options_help() -> str:
     return "Options of the configuration, each also an override:\n\n\b\n" + "\n".join(lines)
 
 
-@app.command(epilog=_options_help())
+@app.command(epilog=options_help())
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML configuration, see configs/; the embedded default where none is given.")
+        Path | None,
+        typer.Argument(help="YAML configuration, or the name of one of configs/; the embedded default without any."),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="option=value, e.g. training.lr=3e-4")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of that name and start anew.")] = False,

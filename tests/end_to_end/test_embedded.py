@@ -1,6 +1,8 @@
-"""train.py without a configuration."""
+"""train.py without a configuration, and the configurations that go by their names."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +56,25 @@ def test_the_catalog_is_the_one_that_the_command_makes_by_default():
     of_function, of_command = defaults(synthesize), defaults(command)
     for name in ("users", "items", "interactions", "visual_dim", "text_dim", "seed"):
         assert of_function[name] == of_command[name]
+
+
+def test_configurations_go_by_their_names(folder, tmp_path):
+    arguments = ["train", "quickstart", "name=named", f"catalog={folder}/data/quickstart", *SHORT]
+    done = nursery.run(1, [str(ROOT / "tests/uatmc.py"), *arguments], tmp_path, environment(), timeout=600)
+    assert done.returncode == 0 and "done: runs/named\n" in done.stdout, done.stderr
+    wrong = nursery.run(1, [str(ROOT / "tests/uatmc.py"), "train", "defalt"], tmp_path, environment(), timeout=60)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "did you mean default?" in wrong.stderr and "quickstart" in wrong.stderr
+
+
+def test_a_wheel_has_the_configurations(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "base"), "--build-lib"]
+    subprocess.run([*command, str(tmp_path / "lib")], cwd=ROOT, check=True, capture_output=True)
+    built = {path.name for path in (tmp_path / "lib/uatmc_dist/configs").iterdir()}
+    assert built == {path.name for path in (ROOT / "configs").glob("*.yaml")}
+    lookup = "from pathlib import Path; from uatmc_dist.config import find_config; print(find_config(Path('default')))"
+    found = subprocess.run(
+        [sys.executable, "-c", lookup], cwd=tmp_path / "lib", env=environment() | {"PYTHONPATH": str(tmp_path / "lib")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == str(tmp_path / "lib/uatmc_dist/configs/default.yaml")
