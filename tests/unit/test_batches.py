@@ -1,11 +1,14 @@
 """The sampler: every pair once an epoch, negatives that were not bought, the same at any start."""
 
 import numpy as np
+import pytest
 import torch
 
 from uatmc_dist.config import TrainingConfig
-from uatmc_dist.data.batches import KnownPositives, Sampler
+from uatmc_dist.data.batches import KnownPositives, Sampler, training_pairs
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.objectives import popularity_offset
+from uatmc_dist.seeding import generator
 
 
 def sampler(seed=0, batch_size=64):
@@ -72,3 +75,21 @@ def test_logit_adjustment_raises_rare_items_alone_where_it_is_capped():
     torch.testing.assert_close(popularity_offset(training, known), 2 * counts_N.log1p())
     capped = training.model_copy(update={"popularity_correction_cap": 1})
     torch.testing.assert_close(popularity_offset(capped, known), 2 * counts_N.clamp(max=1).log1p())
+
+
+def test_training_pairs_are_mapped_in_the_catalogs_order(tiny_catalog, monkeypatch):
+    catalog = Catalog(tiny_catalog)
+    for pairs in (training_pairs(catalog), training_pairs(Catalog(tiny_catalog))):
+        for ours, truth in zip(pairs, catalog.split("train"), strict=True):
+            assert isinstance(ours, np.memmap) and ours.dtype == np.int32
+            np.testing.assert_array_equal(ours, truth)
+    KnownPositives.of_training(Catalog(tiny_catalog))
+    monkeypatch.setattr(Catalog, "read_split", lambda self, name: pytest.fail("read again"))
+    training_pairs(Catalog(tiny_catalog))
+    KnownPositives.of_training(Catalog(tiny_catalog))
+
+
+def test_an_order_in_32_bits_is_the_order_in_64():
+    for size in (1, 1000, 100_003):
+        orders = [torch.randperm(size, dtype=dtype, generator=generator(size)) for dtype in (torch.int32, torch.int64)]
+        assert torch.equal(orders[0].long(), orders[1])

@@ -1,6 +1,7 @@
 """The sampler: one global order of the training pairs, fixed by (seed, epoch), whatever the world size."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,7 @@ class KnownPositives:
     @classmethod
     def of_training(cls, catalog: Catalog) -> "KnownPositives":
         """Memory-mapped where the catalog's folder can be written: the ranks of a machine share one copy."""
-        file = catalog.path / TRAINING / "known.npy"
-        keys = _mapped(file)
-        if keys is None:
-            made = _keys(*catalog.split("train"), catalog.num_items)
-            mapped = _mapped(file) if _write(file, made) else None
-            keys = made if mapped is None else mapped
+        keys = _kept(catalog, "known", lambda: _keys(*catalog.read_split("train"), catalog.num_items))
         known = cls.__new__(cls)
         known._take(keys, catalog.num_users, catalog.num_items)
         return known
@@ -88,6 +84,23 @@ class KnownPositives:
 
 def _keys(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
     return np.unique(users * num_items + items)
+
+
+def training_pairs(catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """(users, items) of all training pairs in the catalog's order, int32; memory-mapped as the known positives are."""
+    users, items = _kept(catalog, "pairs", lambda: np.stack(catalog.read_split("train")).astype(np.int32))
+    return users, items
+
+
+def _kept(catalog: Catalog, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was made of the training split once, mapped from CATALOG/training; in memory where it cannot be kept."""
+    file = catalog.path / TRAINING / f"{name}.npy"
+    found = _mapped(file)
+    if found is None:
+        made = make()
+        mapped = _mapped(file) if _write(file, made) else None
+        found = made if mapped is None else mapped
+    return found
 
 
 def _mapped(file: Path) -> np.ndarray | None:
@@ -131,13 +144,16 @@ class Sampler:
 
     def batch(self, epoch: int, index: int) -> Batch:
         chosen = self._epoch_order(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
-        users_B, positives_B = self._users[chosen], self._items[chosen]
+        users_B, positives_B = self._users[chosen].long(), self._items[chosen].long()
         seed = self._seed, epoch, index + 1
         return Batch(users_B, positives_B, self._negatives(users_B, generator(*seed)), seed)
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, torch.randperm(self.num_pairs, generator=generator(self._seed, epoch, 0)))
+            # The same order in either format.
+            dtype = torch.int32 if self.num_pairs <= torch.iinfo(torch.int32).max else torch.int64
+            order = torch.randperm(self.num_pairs, dtype=dtype, generator=generator(self._seed, epoch, 0))
+            self._order = (epoch, order)
         return self._order[1]
 
     def _negatives(self, users_B: torch.Tensor, draws: torch.Generator) -> torch.Tensor:

@@ -152,10 +152,11 @@ class Catalog:
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of one split, int64. Read at the first call."""
         if name not in self._splits:
-            self._splits[name] = self._read_split(name)
+            self._splits[name] = self.read_split(name)
         return self._splits[name]
 
-    def _read_split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def read_split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same, not kept in memory."""
         chosen = pc.field("split") == SPLITS.index(name)
         table = self._read("interactions.parquet", columns=["user", "item"], filters=chosen)
         # Arrow lends some columns read-only, which torch would warn of.

@@ -70,8 +70,9 @@ def memory_per_rank(
         read = 2 * (problem.visual_dim + problem.text_dim)  # float16 rows, before they become float32
         found.append(("raw features read", "host", n * read))
     found += [
-        ("training pairs and their order", "host", 3 * INDEX * problem.interactions),
+        ("order of the training pairs", "host", INDEX // 2 * problem.interactions),
         # Mapped from the catalog: the ranks of a machine share the pages.
+        ("training pairs", "host", INDEX * problem.interactions),
         ("known positives", "host", INDEX * problem.interactions + INDEX * problem.users),
         ("process and libraries", "host", _PROCESS_BYTES),
     ]

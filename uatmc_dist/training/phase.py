@@ -6,7 +6,7 @@ import torch
 
 from uatmc_dist.adversary.defenses import adversary
 from uatmc_dist.config import Config, PhaseName
-from uatmc_dist.data.batches import KnownPositives, Sampler
+from uatmc_dist.data.batches import KnownPositives, Sampler, training_pairs
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.backbone import TrainingModel, backbone
@@ -49,7 +49,7 @@ class Phase:
             0.0 if in_adversarial else config.clean.align_weight,
             block,
         )
-        users, items = catalog.split("train")
+        users, items = training_pairs(catalog)
         seed = 2 * config.seed + in_adversarial  # the phases see the pairs in different orders
         sampler = Sampler(users, items, known, catalog.num_items, config.training.batch_size, seed)
         return cls(model, step, sampler)
