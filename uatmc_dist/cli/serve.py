@@ -15,11 +15,13 @@ def export(
     run: RunPath,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; export/ of the run.")] = None,
 ) -> None:
-    """The model for other programs: embeddings.safetensors, and items.parquet for any vector index."""
+    """The model for other programs: embeddings.safetensors, items.parquet for any vector index, and MODEL_CARD.md."""
+    from uatmc_dist.evaluation.card import model_card
     from uatmc_dist.models.export import export_model
 
-    _, _, catalog, model = opened(run, None)
-    for path in export_model(model, catalog, out or run / "export"):
+    folder, config, catalog, model = opened(run, None)
+    card = model_card(config, catalog.meta, folder.read_json, model.history_NK is not None)
+    for path in export_model(model, catalog, out or run / "export", card):
         tell_written(path)
 
 

@@ -6,6 +6,7 @@ embeddings.safetensors    user [U, K], item [N, K] (score = <user, item>), fusio
                           history [N, K]: somebody new is the sum of
                           his items' rows over the square root of their number
 items.parquet             item int64, source_id string, vector fixed_size_list<float>[K]: what a vector index ingests
+MODEL_CARD.md             what it is, what was measured, its limits, and ten lines that load it
 """
 
 import json
@@ -21,13 +22,14 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.trained import TrainedModel
 
+_CARD = "MODEL_CARD.md"
 _ROW_GROUP = 1 << 16
 
 
-def export_model(model: TrainedModel, catalog: Catalog, folder: Path) -> list[Path]:
-    """Writes both files and returns their paths. Raises UserError where they cannot be written."""
+def export_model(model: TrainedModel, catalog: Catalog, folder: Path, model_card: str) -> list[Path]:
+    """Writes the files and returns their paths. Raises UserError where they cannot be written."""
     items_NK = model.items()
-    embeddings, vectors = folder / "embeddings.safetensors", folder / "items.parquet"
+    embeddings, vectors, card = (folder / name for name in ("embeddings.safetensors", "items.parquet", _CARD))
     tensors = {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}
     if model.history_NK is not None:
         tensors["history"] = model.history_NK
@@ -44,9 +46,10 @@ def export_model(model: TrainedModel, catalog: Catalog, folder: Path) -> list[Pa
         folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(embeddings, tensors, metadata)
         _write_vectors(vectors, items_NK.numpy(), catalog.titles()[0])
+        card.write_text(model_card, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
-    return [embeddings, vectors]
+    return [embeddings, vectors, card]
 
 
 def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
