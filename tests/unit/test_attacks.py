@@ -1,10 +1,12 @@
 """Attacks against autograd, the ball, closed forms, and a brute-force ranking."""
 
 import itertools
+import textwrap
 
 import pytest
 import torch
 
+from conftest import ROOT
 from tests.unit.random_model import BUDGETS, RandomModel, scene
 from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.attacks.apgd import APGD
@@ -249,3 +251,13 @@ def test_strata_and_draws(tiny_catalog):
     assert len(anchors) == len(set(anchors.tolist())) == round(0.4 * catalog.num_users)
     other_items, other_anchors = draw_ids(config, 2, "cold", pools["cold"], catalog.num_users)
     assert other_anchors.tolist() != anchors.tolist() and other_items.tolist() != items.tolist()
+
+
+def test_the_worked_example_of_contributing_is_an_attack():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = text.split("mean_pull.py`:\n\n")[1].split("\n2. ")[0]
+    names: dict = {}
+    exec(textwrap.dedent(example), names)
+    drawn, budget = scene(RandomModel(60, 40, 5), 5), Ball(0.5, "l2")
+    (deltas,) = names["MeanPull"]()(drawn.targets, budget, torch.Generator())
+    assert drawn.hits(drawn.moved(deltas, budget)).mean() > drawn.hits(drawn.clean).mean()
