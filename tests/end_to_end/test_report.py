@@ -151,3 +151,17 @@ def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_pat
         page.wait_for_function(f"document.querySelector('.chart').querySelectorAll('.trace').length < {before}")
         assert key.get_attribute("aria-pressed") == "false"
         browser.close()
+
+
+def test_several_runs_are_compared_first_and_share_what_they_share(runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    page = write_page([runs[1], other, runs[2]], tmp_path / "index.html").read_text()
+    main = page[page.index("<main>") :]
+    assert main.index("All runs") < main.index("Accuracy and attackability") < main.index("Each run")
+    assert page.count("The attacker wants to") == 1 and "<b>clean, other.</b>" in page
+    attack = json.loads((other / "attack.json").read_text())
+    (other / "attack.json").write_text(json.dumps({**attack, "seeds": [2]}))
+    assert write_page([runs[1], other], tmp_path / "index.html").read_text().count("The attacker wants to") == 2
+    alone = write_page(runs[:1], tmp_path / "index.html").read_text()
+    assert "All runs" not in alone and ">Summary</h2>" in alone and "Accuracy and attackability" in alone

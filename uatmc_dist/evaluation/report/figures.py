@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from uatmc_dist.evaluation.promotion import STRONGEST, find_result
+from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.evaluation.report.sources import RunFiles
 
 COLOURS = (
@@ -151,55 +151,12 @@ def _cells(result: dict[str, Any], before: float, k: int) -> tuple[float | str, 
         *(round(value, 6) for value in (before, result[f"hit@{k}_after"], result["promotion_gain"])),
         round(result["promoted_share"], 4),
         round(result["mean_rank_change"], 1),
-        _rounded(result[f"certified_hit@{k}"]),
+        rounded(result[f"certified_hit@{k}"]),
     )
 
 
-def _rounded(bound: float | None) -> float | str:
+def rounded(bound: float | None) -> float | str:
     return "none" if bound is None else round(bound, 6)
-
-
-def trade_off(runs: Sequence[RunFiles]) -> Figure:
-    """Accuracy against attackability at the largest epsilon that all runs have."""
-    measured = [run for run in runs if run.protocol is not None]
-    shown = [run for run in measured if run.protocol == measured[0].protocol]
-    others = [run.name for run in measured if run not in shown]
-    # Neighbours have their labels on different sides.
-    by_recall = sorted(shown, key=lambda run: run.evaluation["recall@20"] if run.evaluation else 0.0)
-    common = set.intersection(*(set(run.attack["epsilons"]) for run in shown if run.attack)) if shown else set()
-    rows, traces = [], []
-    for index, run in enumerate(shown if common else []):
-        assert run.attack is not None and run.evaluation is not None
-        k, epsilon = run.attack["k"], max(common)
-        result = find_result(run.attack["results"], STRONGEST, epsilon)
-        bound = _rounded(result[f"certified_hit@{k}"])
-        row = (run.name, epsilon, run.evaluation["recall@20"], result[f"hit@{k}_after"], bound)
-        rows.append(row)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "name": run.name,
-                "x": [row[2]],
-                "y": [row[3]],
-                "text": [run.name],
-                "textposition": ("top center", "bottom center")[by_recall.index(run) % 2],
-                "cliponaxis": False,
-                "marker": {"size": 14, "color": COLOURS[index % len(COLOURS)]},
-            }
-        )
-    return Figure(
-        "Accuracy and attackability",
-        "Right is more accurate, down is harder to attack. Strongest attack, random targets, largest epsilon."
-        + (f" Left out, as measured under another protocol: {', '.join(others)}." if others else ""),
-        ("run", "epsilon", "recall@20", "strongest_attack", "certificate"),
-        rows,
-        traces,
-        {
-            "xaxis": {"title": {"text": "Recall@20"}, "range": _around([row[2] for row in rows])},
-            "yaxis": {"title": {"text": "Hit after the strongest attack"}, "rangemode": "tozero"},
-        },
-    )
 
 
 def mismatch_histogram(run: RunFiles, title: str, caption: str, *path: str) -> Figure:
@@ -268,7 +225,7 @@ def most_promotable(run: RunFiles) -> Figure:
     )
 
 
-def _around(values: Sequence[float]) -> list[float]:
+def around(values: Sequence[float]) -> list[float]:
     """A range with room at both ends, also for a single value."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = 0.15 * max(high - low, 0.1 * high, 1e-3)

@@ -10,7 +10,7 @@ from typing import Any
 
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.comparison import TITLES
-from uatmc_dist.evaluation.report import content, figures
+from uatmc_dist.evaluation.report import compared, content, figures
 from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.figures import Figure
 from uatmc_dist.evaluation.report.sources import RunFiles
@@ -30,6 +30,8 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("page.html").render(
         runs=files,
         sections=_sections(files),
+        compared=int(len(files) > 1 and any(run.attack or run.evaluation for run in files)),
+        threats=_threats(files),
         galleries=[(run.name, content.gallery(run)) for run in files if run.content_attack],
         titles=TITLES,
         plotly=get_plotlyjs(),
@@ -43,12 +45,32 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def _threats(runs: Sequence[RunFiles]) -> list[tuple[list[str], dict[str, Any]]]:
+    """What was attacked and how, once for the runs that share it: (their names, one's attack.json)."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for run in runs:
+        if run.attack is None:
+            continue
+        for names, attack in found:
+            if all(
+                attack.get(key) == run.attack.get(key) for key in ("threat_model", "protocol", "seeds", "targets", "k")
+            ):
+                names.append(run.name)
+                break
+        else:
+            found.append(([run.name], run.attack))
+    return found
+
+
 def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
-    """(id, heading, figures), without the empty ones."""
+    """(id, heading, figures), without the empty ones. Of several runs the comparison comes first."""
     attacked = [run for run in runs if run.attack]
     certified = [run for run in runs if run.certificate]
     mismatched = [run for run in runs if run.mismatch]
+    trade_off = [compared.trade_off(runs)] if attacked else []
+    comparison = [("comparison", "Comparison", [compared.compared(runs), *trade_off])]
     sections = [
+        *(comparison if len(runs) > 1 else []),
         (
             "attacks",
             "What attacks achieve, and what none can",
@@ -59,7 +81,7 @@ def _sections(runs: Sequence[RunFiles]) -> list[tuple[str, str, list[Figure]]]:
                 for stratum in (run.attack["targets"] if len(runs) == 1 else ["random"])  # type: ignore[index]
             ],
         ),
-        ("trade-off", "Robustness and accuracy", [figures.trade_off(runs)] if attacked else []),
+        *([("trade-off", "Robustness and accuracy", trade_off)] if len(runs) == 1 else []),
         ("accuracy", "Accuracy", [accuracy(runs)] if any(run.evaluation for run in runs) else []),
         (
             "files",
