@@ -15,7 +15,7 @@ def content_figures(report: dict[str, Any]) -> dict[str, float]:
     """Of a run's content_attack.json: Hit@k of the best file of each target, by attack and size."""
     if not report:
         return {}
-    k, found = report["k"], {}
+    k, found, of_any = report["k"], {}, {}
     for result in report["results"]:
         if result["file"] != "best file":
             continue
@@ -23,11 +23,8 @@ def content_figures(report: dict[str, Any]) -> dict[str, float]:
         found["content before"] = result[f"hit@{k}_before"]
         found[f"content {result['attack']}{size}"] = result[f"hit@{k}_after"]
         if result["attack"] in _ANY:
-            found[f"content {_ANY[result['attack']]}"] = result[f"hit@{k}_any_content"]
-    after = [
-        value for name, value in found.items() if name.startswith("content ") and not name.startswith("content any")
-    ]
-    found["content strongest file"] = max(after)
+            of_any[f"content {_ANY[result['attack']]}"] = result[f"hit@{k}_any_content"]
+    found = {**found, "content strongest file": max(found.values()), **of_any}
     found["content checks failed"] = sum(check["passed"] is False for check in report["checks"])
     return found
 
