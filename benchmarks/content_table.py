@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 _ANY = {"pixels": "any photo", "words": "any text", "both": "any photo and text"}
 _REPLACED = {"visual": "any photo", "text": "any text", "visual and text": "any photo and text"}
+_FAILED = "content checks failed"
 
 
 def content_figures(report: dict[str, Any]) -> dict[str, float]:
@@ -25,14 +26,14 @@ def content_figures(report: dict[str, Any]) -> dict[str, float]:
         if result["attack"] in _ANY:
             of_any[f"content {_ANY[result['attack']]}"] = result[f"hit@{k}_any_content"]
     found = {**found, "content strongest file": max(found.values()), **of_any}
-    found["content checks failed"] = sum(check["passed"] is False for check in report["checks"])
+    found[_FAILED] = sum(check["passed"] is False for check in report["checks"])
     return found
 
 
 def content_markdown(results: "Results") -> str:
     """Accuracy, hits after each attack on files, and what no file whatsoever can pass."""
     attacked = [variant for variant in results.variants if "content before" in results.found(variant)]
-    measured = [name for name in results.found(attacked[0]) if name.startswith("content ")]
+    measured = [name for name in results.found(attacked[0]) if name.startswith("content ") and name != _FAILED]
     columns = {name: _head(name.removeprefix("content ")) for name in measured}
     certified = {f"certified any {key}": head for key, head in _REPLACED.items()}
     return "\n\n".join(
@@ -50,16 +51,13 @@ def content_markdown(results: "Results") -> str:
             "photo or text at all:",
             markdown_table(
                 ["", *attacked],
-                [[head, *(_short(results, v, name) for v in attacked)] for name, head in columns.items()],
+                [
+                    *([head, *(results.cell(v, name) for v in attacked)] for name, head in columns.items()),
+                    ["checks failed", *(results.count(v, _FAILED) for v in attacked)],
+                ],
             ),
         ]
     )
-
-
-def _short(results: "Results", variant: str, name: str) -> str:
-    """Without the interval where it would not fit: counts."""
-    cell = results.cell(variant, name)
-    return str(round(float(cell.split(" ")[0]) * len(results.plan.seeds_of(variant)))) if "failed" in name else cell
 
 
 def _head(name: str) -> str:

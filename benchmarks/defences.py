@@ -226,6 +226,10 @@ class Results:
     def cell(self, variant: str, name: str) -> str:
         return with_interval([found[name] for found in self._found[variant] if name in found], ".4f")
 
+    def count(self, variant: str, name: str) -> str:
+        """Of all seeds together."""
+        return str(int(sum(found.get(name, 0) for found in self._found[variant])))
+
     def difference(self, variant: str, other: str, name: str) -> str:
         """Seed by seed: what two variants share by their seed cancels."""
         pairs = zip(self._found[variant], self._found[other], strict=True)
@@ -257,7 +261,7 @@ class Results:
                     *(self.cell(v, f"random {epsilon:g} {STRONGEST}") for epsilon in self.epsilons),
                     *(self.cell(v, f"random any {STRONGEST}") for _ in self._any),
                     f"{float(self.costs[v]):.2f}" if v in self.costs else "",
-                    str(int(sum(found.get("checks failed", 0) for found in self._found[v]))) if v in content else "",
+                    self.count(v, "checks failed") if v in content else "",
                 ],
             ),
             f"Hit@50 of random targets after each attack, ε = {largest:g} (`bound`: certificate of the same targets):",

@@ -77,12 +77,8 @@ def stages(rehearse: bool) -> list[Stage]:
         Stage("ranking", module("benchmarks.ranking", *ranked, "--repeats", "1"), 180),
         Stage("a run", (sys.executable, *train), 180),
         Stage("attack", module("benchmarks.attack", "runs/gpu"), 120),
-        Stage("launches", module("benchmarks.kernels.launch_table", *_timed(rehearse), "--kernels", *variants), 420),
+        Stage("launches", module("benchmarks.kernels.launch_table", "--device", device, "--kernels", *variants), 420),
     ]
-
-
-def _timed(rehearse: bool) -> tuple[str, ...]:
-    return () if rehearse else ("--device", "cuda")
 
 
 def run(stage: Stage) -> Done:

@@ -24,7 +24,7 @@ EXIT_LOST_RANK = 1
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def options_help() -> str:
+def _options_help() -> str:
     """Every option with its type, default and docstring (\\b keeps the lines as they are)."""
     lines = []
     for key, kind, default, text in iterate_options():
@@ -32,7 +32,10 @@ def options_help() -> str:
     return "Options of the configuration, each also an override:\n\n\b\n" + "\n".join(lines)
 
 
-@app.command(epilog=options_help())
+OPTIONS_HELP = _options_help()
+
+
+@app.command(epilog=OPTIONS_HELP)
 def train(
     config: Annotated[
         Path | None,

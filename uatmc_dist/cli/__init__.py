@@ -6,7 +6,7 @@ from uatmc_dist.cli.common import app
 
 __all__ = ["app", "data", "main", "measure", "prepare", "serve", "show"]
 
-app.command("train", epilog=launch.options_help())(launch.train)
+app.command("train", epilog=launch.OPTIONS_HELP)(launch.train)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="option=value of the
 RunPath = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
 
-def opened_run_of(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any]:
+def _opened_run(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any]:
     """(folder, configuration, catalog) of a finished run."""
     from uatmc_dist.config import load_config
     from uatmc_dist.data.catalog import Catalog
@@ -35,10 +35,21 @@ def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
     """(folder, configuration, catalog, model) of a finished run."""
     from uatmc_dist.models.trained import TrainedModel
 
-    folder, config, catalog = opened_run_of(run, overrides)
+    folder, config, catalog = _opened_run(run, overrides)
     with shown("projected items") as progress:
         model = TrainedModel.load(run, catalog, progress)
     return folder, config, catalog, model
+
+
+def opened_in_blocks(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any, Any]:
+    """Under torchrun: (world, folder, configuration, catalog, this rank's blocks of the model). Collective."""
+    from uatmc_dist.evaluation import on_ranks
+    from uatmc_dist.parallel import process_group
+
+    world = process_group.join()
+    folder, config, catalog = _opened_run(run, overrides)
+    with shown("projected items", world.is_first) as progress:
+        return world, folder, config, catalog, on_ranks.load_blocks(run, config, catalog, world, progress)
 
 
 def tell_catalog(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Verbs that measure a trained model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from uatmc_dist.cli.common import Overrides, RunPath, app, console, opened, opened_run_of, tell_written
+from uatmc_dist.cli.common import Overrides, RunPath, app, console, opened, opened_in_blocks, tell_written
 from uatmc_dist.errors import UserError
 from uatmc_dist.progress import shown
 
@@ -22,21 +23,21 @@ def evaluate(
     Under torchrun (torchrun ... -m uatmc_dist.cli evaluate RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import comparison, on_ranks
     from uatmc_dist.evaluation.beyond import BeyondAccuracy
-    from uatmc_dist.evaluation.ranking import RankedUsers, rank_model, write_lists
-    from uatmc_dist.models.trained import TrainedModel
+    from uatmc_dist.evaluation.ranking import RankedUsers, rank_catalog, rank_model, write_lists
     from uatmc_dist.parallel import process_group
+    from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.tables import accuracy
 
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
-    world = process_group.join() if on_ranks.is_launched() else None
-    folder, config, catalog = opened_run_of(run, overrides)
-    is_first = world is None or world.is_first
-    with shown("projected items", is_first) as progress:
-        if world is None:
-            model = TrainedModel.load(run, catalog, progress)
-        else:
-            blocks = on_ranks.load_blocks(run, config, catalog, world, progress)
+    is_first = True
+    if on_ranks.is_launched():
+        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
+        is_first = world.is_first
+        ranked_by = partial(rank_catalog, blocks.ranking(), ItemBlock(catalog.num_items, world.rank, world.size))
+    else:
+        folder, config, catalog, model = opened(run, overrides)
+        ranked_by = partial(rank_model, model)
     ranked: list[RankedUsers] = []
     beyond = BeyondAccuracy(catalog, split)
 
@@ -45,12 +46,8 @@ def evaluate(
         if lists is not None:
             ranked.append(users)
 
-    at_once = config.evaluation.users_per_batch
     with shown("users", is_first) as progress:
-        if world is None:
-            metrics = rank_model(model, catalog, split, at_once, progress, on_ranked)
-        else:
-            metrics = on_ranks.rank_on_ranks(blocks, catalog, world, split, at_once, progress, on_ranked)
+        metrics = ranked_by(catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
     if not is_first:
         process_group.leave()
     if lists is not None:
@@ -66,7 +63,7 @@ def evaluate(
     accuracy.print_accuracy(console, run, figures, compared)
     accuracy.print_beside_baselines(console, run, figures, compared)
     tell_written(path)
-    if world is not None:
+    if on_ranks.is_launched():
         process_group.leave()
 
 
@@ -218,10 +215,7 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.tables.attacks import print_certificate
 
     if on_ranks.is_launched():
-        world = process_group.join()
-        folder, config, catalog = opened_run_of(run, overrides)
-        with shown("projected items", world.is_first) as progress:
-            blocks = on_ranks.load_blocks(run, config, catalog, world, progress)
+        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         swept, attacks = on_ranks.swept_on_ranks(blocks, config, catalog, world), folder.read_json("attack.json")
         with shown("sweeps", world.is_first) as progress:
             found = certify_swept(swept, catalog, config.attack, attacks, progress)

@@ -1,9 +1,8 @@
 """Full ranking and certificates under torchrun: the trained model in row blocks, as in training. No rank ever holds all
-users, items or features; lists are merged, so that every rank knows the figures.
+users, items or features.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,15 +11,13 @@ from uatmc_dist.config import Config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.certificate import check_certifiable
-from uatmc_dist.evaluation.ranking import Progress, RankedUsers, rank_split
+from uatmc_dist.evaluation.ranking import Progress
+from uatmc_dist.evaluation.scenes import best_scores
 from uatmc_dist.evaluation.sweep import Swept, lowered
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.trained import ModelFile
-from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
+from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World
-from uatmc_kernels import topk_all_items
-
-_USERS_AT_ONCE = 1024
 
 
 def is_launched() -> bool:
@@ -47,41 +44,14 @@ def load_blocks(run: Path, config: Config, catalog: Catalog, world: World, progr
     return model
 
 
-def rank_on_ranks(
-    model: TrainingModel,
-    catalog: Catalog,
-    world: World,
-    split: str,
-    users_per_batch: int,
-    progress: Progress = lambda done, total: None,
-    on_ranked: Callable[[RankedUsers], None] | None = None,
-) -> dict[str, float]:
-    """`rank_split` of a model in blocks; the same on every rank. Collective."""
-    ranking = model.ranking()
-    return rank_split(
-        ranking.user_rows,
-        ranking.items_nK,
-        ItemBlock(catalog.num_items, world.rank, world.size),
-        KnownPositives.of_training(catalog),
-        catalog.split(split),
-        catalog.num_users,
-        users_per_batch,
-        progress,
-        on_ranked,
-    )
-
-
 def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Swept:
     """What a certificate goes over. Collective. Raises UserError for a model without a certificate."""
     check_certifiable(config.model.content, backbone(config.model).trained_model.is_linear)
     ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
     users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
-    items_in_float64, bars = ranking.items_nK.double(), []
-    for start in range(0, catalog.num_users, _USERS_AT_ONCE):
-        users_BK = ranking.user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, catalog.num_users)))
-        scores_Bk, ids_Bk = topk_all_items(users_BK.double(), items_in_float64, config.attack.k)
-        bars.append(merge_topk(scores_Bk.cpu(), ids_Bk.cpu())[0][:, -1])
+    best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
+    bars_U = torch.cat([scores_Bk[:, -1] for scores_Bk in best])
     v_nd, t_nd = model.modalities(torch.arange(block.lo, block.hi))  # type: ignore[attr-defined]
     rows = (rows.detach().cpu() for rows in (ranking.items_nK, v_nd, t_nd))
     dense = model.dense.cpu().requires_grad_(False)
-    return Swept(catalog.num_users, block, users, lowered(torch.cat(bars)), *rows, dense)
+    return Swept(catalog.num_users, block, users, lowered(bars_U), *rows, dense)

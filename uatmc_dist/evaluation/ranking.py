@@ -17,6 +17,7 @@ from uatmc_dist.config import METRIC_KS
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.models.backbone import Ranking
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
 from uatmc_kernels import topk_all_items
@@ -76,11 +77,26 @@ def rank_model(
     progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
 ) -> dict[str, float]:
-    """`rank_split` of a model that is here as a whole."""
+    """`rank_catalog` of a model that is here as a whole."""
+    whole = Ranking(lambda users_B: model.users_UK[users_B], model.items())
+    block = ItemBlock(catalog.num_items, 0, 1)
+    return rank_catalog(whole, block, catalog, split, users_per_batch, progress, on_ranked)
+
+
+def rank_catalog(
+    ranking: Ranking,
+    block: ItemBlock,
+    catalog: Catalog,
+    split: str,
+    users_per_batch: int,
+    progress: Progress = lambda done, total: None,
+    on_ranked: Callable[[RankedUsers], None] | None = None,
+) -> dict[str, float]:
+    """`rank_split` of a catalog's split, for this rank's block of its items. Collective."""
     return rank_split(
-        lambda users_B: model.users_UK[users_B],
-        model.items(),
-        ItemBlock(catalog.num_items, 0, 1),
+        ranking.user_rows,
+        ranking.items_nK,
+        block,
         KnownPositives.of_training(catalog),
         catalog.split(split),
         catalog.num_users,

@@ -15,7 +15,9 @@ from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.evaluation.ranking import UserRows
 from uatmc_dist.models.linear_model import LinearModel
+from uatmc_dist.parallel.item_parallel import merge_topk
 from uatmc_kernels import topk_all_items
 
 _USERS_AT_ONCE = 1024
@@ -42,12 +44,9 @@ class Bars:
 
     @classmethod
     def of(cls, model: LinearModel, ks: tuple[int, ...]) -> "Bars":
-        items_NK = model.items()
-        items_in_float64 = items_NK.double()
+        items_NK, users_UK = model.items(), model.users_UK
         best, following = [], []
-        for start in range(0, len(model.users_UK), _USERS_AT_ONCE):
-            users = model.users_UK[start : start + _USERS_AT_ONCE].double()
-            scores, _ = topk_all_items(users, items_in_float64, ks[-1] + 1)
+        for scores in best_scores(lambda users_B: users_UK[users_B], len(users_UK), items_NK, ks[-1] + 1):
             best.append(scores[:, [k - 1 for k in ks]])
             following.append(scores[:, list(ks)])
         return cls(ks, torch.cat(best), torch.cat(following), items_NK)
@@ -56,6 +55,16 @@ class Bars:
         """(k-th best, (k+1)-th best), [U] each."""
         index = self.ks.index(k)
         return self.best_UJ[users, index], self.next_UJ[users, index]
+
+
+def best_scores(user_rows: UserRows, num_users: int, items_nK: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
+    """The k best scores of all users in float32, best first, nothing masked: [B, k], a block of users after the other.
+    Collective where the items are shared out over ranks."""
+    items_in_float64 = items_nK.double()
+    for start in range(0, num_users, _USERS_AT_ONCE):
+        users_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, num_users)))
+        scores_Bk, ids_Bk = topk_all_items(users_BK.double(), items_in_float64, k)
+        yield merge_topk(scores_Bk.cpu(), ids_Bk.cpu())[0]
 
 
 @dataclass(frozen=True)

@@ -136,23 +136,23 @@ class ShardedTable(_Sharded):
         remote = int(self._is_elsewhere(ids).sum())
         # The row now, its gradient in the backward pass.
         TRAFFIC.exchanged(remote * 4 * self.dim * (2 if torch.is_grad_enabled() else 1))
-        # TorchRec needs a sample even from a rank without ids: one of length zero.
-        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
-        features = KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
-        return self._sharded(features)[self.name].values()
+        return self._sharded(self._samples(ids))[self.name].values()
 
     def own_rows(self, ids_n: torch.Tensor) -> torch.Tensor:
         """Rows of these ids, all of this rank's block: nothing travels. The optimiser runs in the backward pass.
 
         TorchRec's own way would send every rank's lengths to every rank, N numbers each."""
         (lookup,) = self._sharded._lookups
-        lengths = torch.ones(len(ids_n), dtype=torch.int32) if len(ids_n) else torch.zeros(1, dtype=torch.int32)
-        features = KeyedJaggedTensor(keys=[self.name], values=ids_n - self.block.lo, lengths=lengths)
-        rows_nd = lookup(features.to(self._device)).view(-1, self.dim)
+        rows_nd = lookup(self._samples(ids_n - self.block.lo)).view(-1, self.dim)
         if rows_nd.requires_grad:
             ranks = self.block.world_size
             rows_nd.register_hook(lambda gradient: gradient / ranks)  # as TorchRec's exchange does
         return rows_nd
+
+    def _samples(self, ids: torch.Tensor) -> KeyedJaggedTensor:
+        """One for each id. TorchRec needs a sample even from a rank without ids: one of length zero."""
+        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
+        return KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
 
 
 class ShardedBags(_Sharded):

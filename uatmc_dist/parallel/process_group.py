@@ -1,7 +1,6 @@
 """Joining the ranks of a run: one process alone, torchrun on one machine, or SLURM through torchrun."""
 
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -12,6 +11,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from uatmc_dist.doctor import has_cuda_machine
 from uatmc_dist.errors import UserError
 
 
@@ -62,7 +62,7 @@ def own_device(local_rank: int) -> torch.device:
 
     Raises UserError where there is a GPU that PyTorch cannot use, and where there are more ranks than GPUs."""
     if not torch.cuda.is_available():
-        if torch.version.cuda and shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "":
+        if torch.version.cuda and has_cuda_machine() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "":
             raise UserError(
                 f"this machine has an NVIDIA driver, but PyTorch {torch.__version__} cannot use it: CUDA "
                 f"{torch.version.cuda} needs a newer one; install it, or set CUDA_VISIBLE_DEVICES= to train on the CPU"

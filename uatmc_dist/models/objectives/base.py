@@ -102,8 +102,7 @@ class AllItems:
             return None
         if self._seen_of is None or self._seen_of[0] is not batch:
             offsets, columns = self._known.within(batch.users_B, self._block.lo, self._block.hi)
-            users = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
-            self._seen_of = batch, (upload(offsets, device), upload(columns, device)), (users, columns)
+            self._seen_of = batch, (upload(offsets, device), upload(columns, device)), (offsets, columns)
         return self._seen_of[1]
 
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
@@ -120,11 +119,15 @@ class AllItems:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """`score_weights`. `weigh(items, scores_Bn)`: of a tile's scores, positives apart; `places` and
         `positive_weight_B`: active row and weight of the pairs' positives."""
-        seen, device = self._seen(batch, users_BK.device), users_BK.device
+        device, known = users_BK.device, None
+        if self._seen(batch, device) is not None:
+            assert self._seen_of is not None
+            offsets, columns = self._seen_of[2]
+            known = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff()), columns
         for tile in tiles(len(items_nK), len(users_BK)):
             weights_Bn = weigh(tile, users_BK @ items_nK[tile].T)
-            if seen is not None and self._seen_of is not None:
-                pairs, columns = inside(self._seen_of[2], tile, device)
+            if known is not None:
+                pairs, columns = inside(known, tile, device)
                 weights_Bn[pairs, columns] = 0
             pairs, columns = inside(places.planned, tile, device)
             weights_Bn[pairs, columns] = positive_weight_B[pairs]
