@@ -1,21 +1,32 @@
-"""The package. What runs together is pinned in launch/env; these are the bounds pip needs to know."""
+"""uatmc-dist: the trainer. What runs together is pinned in launch/env; these are the bounds pip needs to know."""
+
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+(VERSION,) = re.findall(
+    r'^__version__ = "(.+?)"', (HERE / "kernels/uatmc_kernels/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+)
+
 setup(
     name="uatmc-dist",
-    version="0.1.0",
+    version=VERSION,
     description="Distributed adversarial training for multimodal recommenders (UAT-MC)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["uatmc_dist*"]), *find_packages("kernels"), "uatmc_dist.configs"],
+    packages=[*find_packages(include=["uatmc_dist*"]), "uatmc_dist.configs"],
     package_data={
         "uatmc_dist": ["spaces/*.yaml"],
         "uatmc_dist.configs": ["*.yaml"],
         "uatmc_dist.evaluation.report": ["templates/*.html"],
     },
-    package_dir={"uatmc_kernels": "kernels/uatmc_kernels", "uatmc_dist.configs": "configs"},
+    package_dir={"uatmc_dist.configs": "configs"},
     install_requires=[
+        f"uatmc-kernels=={VERSION}",
         "torch==2.13.*",
         "numpy",
         "pyarrow>=20",

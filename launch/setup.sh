@@ -25,7 +25,7 @@ kind=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=cuda; fi
 
 stamp=$environment/.uatmc-installed
-wanted=$(cat launch/env/base.txt "launch/env/$kind.txt" setup.py packaging/fbgemm-gpu-shim/setup.py | sha256sum)
+wanted=$(cat launch/env/base.txt "launch/env/$kind.txt" setup.py kernels/pyproject.toml packaging/fbgemm-gpu-shim/setup.py | sha256sum)
 wanted="$wanted $PWD"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     indexes=()

@@ -33,3 +33,5 @@ __all__ = [
     "softmax_mean_change",
     "topk_all_items",
 ]
+
+__version__ = "0.1.0"  # of both packages

@@ -1,8 +1,6 @@
 """train.py without a configuration, and the configurations that go by their names."""
 
 import inspect
-import subprocess
-import sys
 
 import pytest
 
@@ -65,16 +63,3 @@ def test_configurations_go_by_their_names(folder, tmp_path):
     wrong = nursery.run(1, [str(ROOT / "tests/uatmc.py"), "train", "defalt"], tmp_path, environment(), timeout=60)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert "did you mean default?" in wrong.stderr and "quickstart" in wrong.stderr
-
-
-def test_a_wheel_has_the_configurations(tmp_path):
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "base"), "--build-lib"]
-    subprocess.run([*command, str(tmp_path / "lib")], cwd=ROOT, check=True, capture_output=True)
-    built = {path.name for path in (tmp_path / "lib/uatmc_dist/configs").iterdir()}
-    assert built == {path.name for path in (ROOT / "configs").glob("*.yaml")}
-    lookup = "from pathlib import Path; from uatmc_dist.config import find_config; print(find_config(Path('default')))"
-    found = subprocess.run(
-        [sys.executable, "-c", lookup], cwd=tmp_path / "lib", env=environment() | {"PYTHONPATH": str(tmp_path / "lib")},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert found.stdout.strip() == str(tmp_path / "lib/uatmc_dist/configs/default.yaml")

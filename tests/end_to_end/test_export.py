@@ -49,9 +49,13 @@ def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, conten
     card = (run / "export/MODEL_CARD.md").read_text()
     recall = json.loads((run / "evaluation.json").read_text())["recall@20"]
     assert f"| this model | {recall:.4f} |" in card and "| popularity |" in card and f"uatmc attack {run}" in card
-    (example,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    loaded = subprocess.run([sys.executable, "-I", "-c", example], cwd=run / "export", capture_output=True, text=True)
-    assert loaded.returncode == 0 and len(ast.literal_eval(loaded.stdout)) == 20, loaded.stderr
+    plain, in_faiss = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    loaded = subprocess.run(
+        [sys.executable, "-I", "-c", plain + in_faiss], cwd=run / "export", capture_output=True, text=True
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    best, found = map(ast.literal_eval, loaded.stdout.splitlines())
+    assert len(best) == 20 and found == best
     listed = run_uatmc("recommend", run, "--history", "7, 8", "-k", "3", check=False)
     if user == "history":
         assert listed.returncode == 0 and "for a history of 2 items" in listed.stdout, listed.stderr

@@ -1,5 +1,6 @@
 """What the verbs share: the console, the arguments of a run, and how it is opened."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +10,27 @@ from rich.console import Console
 from uatmc_dist.progress import shown
 
 app = typer.Typer(
-    help="`uatmc`: catalogs, figures of trained models, reports, plans.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"uatmc-dist {version('uatmc-dist')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    shown_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Catalogs, figures of trained models, reports, plans."""
+
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="option=value of the run's configuration.")]
 RunPath = Annotated[Path, typer.Argument(help="Folder of a finished run.")]

@@ -18,12 +18,23 @@ import numpy as np, pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 tensors = load_file("embeddings.safetensors")
-items = pq.read_table("items.parquet")  # item, source_id, vector: for FAISS, Qdrant, pgvector: inner product
+items = pq.read_table("items.parquet")  # item, source_id, vector
 vectors = np.stack(items["vector"].to_numpy())
 bought = [3, 14, 15]  # rows of items.parquet
 {user}
 best = np.argsort(-(vectors @ user))[:20]
 print(items["source_id"].take(best).to_pylist())
+```
+
+In an index (FAISS here; Qdrant and pgvector likewise, by the inner product, vectors as they are):
+
+```python
+import faiss
+
+index = faiss.IndexFlatIP(vectors.shape[1])  # exact; IndexHNSWFlat or IndexIVFPQ for millions
+index.add(vectors)
+scores, best = index.search(user[None], 20)
+print(items["source_id"].take(best[0]).to_pylist())
 ```"""
 _BY_HISTORY = 'user = tensors["history"][bought].sum(0) / len(bought) ** 0.5'
 _BY_ROW = 'user = tensors["user"][0]  # of one user of the training data'
