@@ -19,7 +19,7 @@ from uatmc_dist.attacks.base import best_of
 from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
+from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.seeding import generator
 
@@ -37,7 +37,7 @@ def at_once(scene: Scene, epsilons: list[float]) -> torch.Tensor:
 def one_by_one(model: TrainedModel, scene: Scene, item: int, epsilons: list[float]) -> torch.Tensor:
     """The same for one target, scoring the whole catalog at every step, [radii]."""
     targets, items_NK, hits = scene.targets, scene.bars.items_NK, []
-    users_AK, dim = targets.users_AK, targets.v_Td.shape[1]
+    users_AK, dim = targets.users_aK, targets.v_Td.shape[1]
     bar_A = (users_AK @ items_NK.T).topk(scene.k, dim=1).values[:, -1]
     for epsilon in epsilons:
         deltas = torch.zeros(2, dim)
@@ -75,7 +75,7 @@ def main() -> None:
     ratios, ours_s, theirs_s = [], [], []
     for _ in range(arguments.repeats):
         start = time.perf_counter()
-        scene = Scene.draw(model, Bars.of(model, (config.attack.k,)), config.attack.k, chosen, anchors, None)
+        scene = Cast.whole(model, (config.attack.k,)).scene(config.attack.k, chosen, anchors, None)
         ours = at_once(scene, epsilons)
         ours_s.append(time.perf_counter() - start)
         start = time.perf_counter()

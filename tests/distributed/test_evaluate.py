@@ -1,11 +1,11 @@
-"""`uatmc evaluate` under torchrun: the figures and lists of one process, from row blocks."""
+"""`uatmc evaluate`, `attack` and `certify` under torchrun: the figures of one process, from row blocks."""
 
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import ROOT, environment, on_ranks, run_uatmc, train
+from conftest import ONE_USER, ROOT, environment, on_ranks, run_uatmc, train
 from tests import nursery
 
 MODELS = {
@@ -57,6 +57,29 @@ def test_ranks_certify_what_one_process_certifies(model, counts, write_config, t
         found[ranks] = [entry["certified_hit@10"] for entry in [*report["results"], *report["any_content"]]]
         assert len(found[ranks]) == 4 * 2 + 3 and pq.read_table(run / "certificate.parquet").num_rows == 203
     assert all(found[ranks] == pytest.approx(found[1], abs=1e-6) for ranks in counts)
+
+
+@pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("own users", (1, 2))])
+def test_ranks_attack_as_one_process_does(model, counts, write_config, tmp_path):
+    few = {"seeds": [1], "apgd_steps": 6, "restarts": 2, "queries": 20, "num_targets": 9, "anchor_share": 1.0}
+    assert train(write_config(model=MODELS[model], attack={"k": 10, "epsilons": [0.3], **few})).returncode == 0
+    run, found = tmp_path / "runs/tiny", {}
+    for ranks in counts:
+        told = on_ranks(ranks, "tests/distributed/small_pieces.py", "attack", run, f"attack.surrogate={run}")
+        assert told.count("written: ") == 1
+        found[ranks] = json.loads((run / "attack.json").read_text())
+    # Histories are pooled in another order, so that users differ in their last bits, and a near-tie may go the other way.
+    tolerance = {"rel": 0.01, "abs": ONE_USER} if model == "history" else {"abs": 1e-6}
+    whole = found[1]
+    assert len(whole["results"]) == 3 * 12 and whole["threat_model"]["knowledge"].endswith(f"transfer: {run} alone")
+    for ranks in counts[1:]:
+        ours = found[ranks]
+        assert ours["threat_model"] == whole["threat_model"]
+        assert [one["passed"] for one in ours["checks"]] == [one["passed"] for one in whole["checks"]]
+        for results in ("results", "any_content"):
+            for one, other in zip(ours[results], whole[results], strict=True):
+                figures = [{k: v for k, v in of.items() if isinstance(v, float) and "hit@" in k} for of in (one, other)]
+                assert len(figures[0]) == 9 and figures[0] == pytest.approx(figures[1], **tolerance), one["attack"]
 
 
 def test_what_has_no_certificate_is_told_under_torchrun_too(write_config, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from uatmc_dist.adversary.budget import Ball
 from uatmc_dist.data.catalog import MODALITIES
-from uatmc_dist.evaluation.scenes import Bars, Scene
+from uatmc_dist.evaluation.scenes import Cast, Scene
 from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.projectors import ContentModel
 
@@ -54,7 +54,8 @@ class RandomModel:
 def scene(model: RandomModel, k: int, anchors=None, items=None, surrogate=None) -> Scene:
     anchors = torch.arange(len(model.users_UK)) if anchors is None else torch.as_tensor(anchors)
     items = torch.arange(len(model.identity_Nd)) if items is None else torch.as_tensor(items)
-    return Scene.draw(model, Bars.of(model, lengths(k, len(model.identity_Nd))), k, items, anchors, surrogate)  # type: ignore[arg-type]
+    cast = Cast.whole(model, lengths(k, len(model.identity_Nd)))  # type: ignore[arg-type]
+    return cast.scene(k, items, anchors, surrogate)
 
 
 BUDGETS = {

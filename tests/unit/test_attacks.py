@@ -43,7 +43,7 @@ def test_values_and_gradients_equal_autograd_for_each_target(loss):
     targets = problem().targets
     leaves = [0.1 * torch.randn(rows.shape, generator=generator()) for rows in (targets.v_Td, targets.t_Td)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    excess_AT = targets.users_AK @ targets.items(*leaves).T - targets.thresholds_A[:, None]
+    excess_AT = targets.users_aK @ targets.items(*leaves).T - targets.thresholds_a[:, None]
     value_T = loss.value_and_slope(excess_AT)[0].mean(0)
     truths = torch.autograd.grad(value_T.sum(), leaves)
     seen = targets.evaluate((leaves[0].detach(), leaves[1].detach()), loss)
@@ -65,7 +65,7 @@ def test_the_product_with_the_hessian_equals_double_differentiation():
     omega_Td = torch.randn(targets.v_Td.shape, generator=generator())
     content_Td = torch.zeros_like(targets.v_Td, requires_grad=True)
     items_TK = targets.items() + torch.nn.functional.pad(content_Td, (D, 0))
-    value = loss.value(targets.users_AK @ items_TK.T - targets.thresholds_A[:, None]).mean(0).sum()
+    value = loss.value(targets.users_aK @ items_TK.T - targets.thresholds_a[:, None]).mean(0).sum()
     (first,) = torch.autograd.grad(value, content_Td, create_graph=True)
     (truth,) = torch.autograd.grad((first * omega_Td).sum(), content_Td)
     torch.testing.assert_close(_hvp(targets, start, loss, omega_Td), truth, rtol=1e-4, atol=1e-5)
@@ -101,7 +101,7 @@ def test_fgsm_and_pgd_follow_the_published_protocol_step_by_step():
 
     def ascend(deltas, margin, step):
         leaves = [delta.clone().requires_grad_() for delta in deltas]
-        excess_AT = targets.users_AK @ targets.items(*leaves).T - targets.thresholds_A[:, None]
+        excess_AT = targets.users_aK @ targets.items(*leaves).T - targets.thresholds_a[:, None]
         gradients = torch.autograd.grad(torch.relu(excess_AT + margin).mean(0).sum(), leaves)
         return [
             (delta + step * gradient.sign()).clamp(-epsilon, epsilon)
@@ -141,9 +141,9 @@ def test_exact_user_is_the_optimum_over_all_corners_of_the_box():
     dim = 3
     drawn = scene(RandomModel(1, 40, dim), 5)
     (deltas,) = ExactUser()(drawn.targets, Ball(0.2, "linf"), generator())
-    ours = (drawn.targets.users_AK @ drawn.targets.items(*deltas).T).squeeze(0)
+    ours = (drawn.targets.users_aK @ drawn.targets.items(*deltas).T).squeeze(0)
     corners = 0.2 * torch.tensor(list(itertools.product((-1.0, 1.0), repeat=2 * dim)))
-    scores = torch.stack([drawn.targets.users_AK @ drawn.targets.items(c[:dim], c[dim:]).T for c in corners])
+    scores = torch.stack([drawn.targets.users_aK @ drawn.targets.items(c[:dim], c[dim:]).T for c in corners])
     torch.testing.assert_close(ours, scores.amax(0).squeeze(0), rtol=1e-5, atol=1e-5)
 
 
@@ -151,7 +151,7 @@ def test_exact_group_has_the_best_mean_margin():
     drawn, budget = problem(), Ball(0.2, "l2")
 
     def mean_score(deltas):
-        return (drawn.targets.users_AK @ drawn.targets.items(*deltas).T).mean(0)
+        return (drawn.targets.users_aK @ drawn.targets.items(*deltas).T).mean(0)
 
     (best,) = ExactGroup()(drawn.targets, budget, generator())
     for name in ("fgsm", "pgd", "apgd", "square", "coordinated"):

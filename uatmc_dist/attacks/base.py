@@ -4,6 +4,7 @@ The attack happens at inference time: the model is fixed, only the projected fea
 move, and each target is attacked for itself (docs/algorithm.md, section 6).
 
     T  target items attacked together    A  anchor users    d  width of a projected row    K  2d
+    a  anchors of this rank, all of them where there is one
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +14,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas, worst_case_bonus
+from uatmc_dist.attacks.anchors import Anchors
 from uatmc_dist.attacks.losses import Loss
 from uatmc_dist.models.projectors import fused_items
 
-_ANCHORS_AT_ONCE = 1 << 13
 _OF_TARGETS = ("identity_Td", "v_Td", "t_Td")
 
 
@@ -32,11 +33,13 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Targets:
-    """A batch of target items under one attack; float32."""
+    """A batch of target items under one attack; float32. Several ranks share out the anchors, and all have the targets:
+    every method but `alone` and what asks no anchor is collective then."""
 
-    users_AK: torch.Tensor
+    anchors: Anchors
+    users_aK: torch.Tensor
     """Anchor users."""
-    thresholds_A: torch.Tensor
+    thresholds_a: torch.Tensor
     """Each anchor's k-th best score of the clean catalog, nothing masked."""
     identity_Td: torch.Tensor
     v_Td: torch.Tensor
@@ -51,9 +54,9 @@ class Targets:
         return len(self.identity_Td)
 
     @property
-    def content_Ad(self) -> torch.Tensor:
+    def content_ad(self) -> torch.Tensor:
         """The content halves h of the anchors."""
-        return self.users_AK[:, self.identity_Td.shape[1] :]
+        return self.users_aK[:, self.identity_Td.shape[1] :]
 
     def items(self, delta_v: torch.Tensor | float = 0.0, delta_t: torch.Tensor | float = 0.0) -> torch.Tensor:
         """Embeddings [T, K] of the perturbed targets. Perturbed rows are not normalised again."""
@@ -69,39 +72,39 @@ class Targets:
 
     def alone(self, anchor: int) -> "Targets":
         """With a single anchor, without the surrogate."""
-        one = slice(anchor, anchor + 1)
-        return replace(self, users_AK=self.users_AK[one], thresholds_A=self.thresholds_A[one], surrogate=None)
+        rows = torch.cat([self.users_aK, self.thresholds_a[:, None]], dim=1)
+        row = self.anchors.rows_of(rows, torch.tensor([anchor]))
+        return replace(self, anchors=Anchors(1), users_aK=row[:, :-1], thresholds_a=row[:, -1], surrogate=None)
 
     def repeated(self, times: int) -> "Targets":
         """Every target so many times, one whole round after the other: several starts of one attack at once."""
         return replace(self, **{name: getattr(self, name).repeat(times, 1) for name in _OF_TARGETS})
 
     def excess(self, deltas: Deltas) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Scores above the thresholds, [a, T] for one slice of anchors after the other: never whole."""
+        """Scores above the thresholds, for one slice of this rank's anchors after the other: never whole."""
         items_TK = self.items(*deltas)
-        for start in range(0, len(self.users_AK), _ANCHORS_AT_ONCE):
-            chunk = slice(start, start + _ANCHORS_AT_ONCE)
-            yield chunk, torch.addmm(-self.thresholds_A[chunk, None], self.users_AK[chunk], items_TK.T)
+        for piece in self.anchors.pieces():
+            yield piece, torch.addmm(-self.thresholds_a[piece, None], self.users_aK[piece], items_TK.T)
 
     def hits(self, deltas: Deltas) -> torch.Tensor:
         """Share of anchors above their threshold, [T]; float32, so good for comparing attacks, not for reporting."""
         counts_T = torch.zeros(len(self), dtype=torch.int64)
-        for _, excess_AT in self.excess(deltas):
-            counts_T += (excess_AT > 0).sum(0)
-        return counts_T / len(self.users_AK)
+        for _, excess_aT in self.excess(deltas):
+            counts_T += (excess_aT > 0).sum(0)
+        return self.anchors.total(counts_T) / self.anchors.count
 
     def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
         """The loss to be raised, its gradient, and what it stands for."""
-        value_T, hits_T = self.v_Td.new_zeros(2, len(self)).unbind(0)
-        content_Ad = self.content_Ad
-        pull_Td = content_Ad.new_zeros(len(self), content_Ad.shape[1])
-        for chunk, excess_AT in self.excess(deltas):
-            value_AT, slope_AT = loss.value_and_slope(excess_AT)
-            value_T = value_T + value_AT.sum(0)
-            hits_T = hits_T + 0.5 * (1 + excess_AT.sign_()).sum(0)  # faster than counting booleans
-            pull_Td.addmm_(slope_AT.T, content_Ad[chunk])
-        num_anchors = len(self.users_AK)
-        return Evaluation(value_T / num_anchors, hits_T / num_anchors, pull_Td / num_anchors)
+        content_ad, dim = self.content_ad, self.content_ad.shape[1]
+        # In float64: the order in which ranks are added up must not be seen in float32.
+        total_TC = content_ad.new_zeros(len(self), dim + 2, dtype=torch.float64)
+        for piece, excess_aT in self.excess(deltas):
+            value_aT, slope_aT = loss.value_and_slope(excess_aT)
+            total_TC[:, :dim] += slope_aT.T @ content_ad[piece]
+            total_TC[:, dim] += value_aT.sum(0)
+            total_TC[:, dim + 1] += 0.5 * (1 + excess_aT.sign_()).sum(0)  # faster than counting booleans
+        mean_TC = self.anchors.mean(total_TC).to(content_ad.dtype)
+        return Evaluation(mean_TC[:, dim], mean_TC[:, dim + 1], mean_TC[:, :dim])
 
     def ascend(self, deltas: Deltas, pull_Td: torch.Tensor, budget: Budget, step: float | torch.Tensor) -> Deltas:
         """One step of so many radii ([T, 1] or one for all) along the gradient, in both modalities."""
@@ -122,12 +125,13 @@ class Targets:
     def reach(self, budget: Budget) -> torch.Tensor:
         """The most that the budget can add to each anchor's score of a target with unit rows, [A]; where rows are
         replaced, of one without content."""
-        return worst_case_bonus(self.content_Ad, self.w_v, self.w_t, budget, budget)
+        return self.anchors.gathered(worst_case_bonus(self.content_ad, self.w_v, self.w_t, budget, budget))
 
     def best_mean_direction(self, budget: Budget) -> Deltas:
         """The best single direction for the mean margin, which is linear in the perturbation: the maximum over the ball
         lies along the mean of the anchors."""
-        return self.ascend(self.zeros(), self.content_Ad.mean(0).expand(len(self), -1), budget, 1.0)
+        mean_d = self.anchors.mean(self.content_ad.double().sum(0)).to(self.v_Td.dtype)
+        return self.ascend(self.zeros(), mean_d.expand(len(self), -1), budget, 1.0)
 
     def typical_reach(self, budget: Budget) -> float:
         """The median reach: the scale on which losses without a scale of their own look at scores."""

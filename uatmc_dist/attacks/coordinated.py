@@ -44,12 +44,12 @@ class Coordinated:
 
 def _hvp(targets: Targets, deltas: Deltas, loss: SoftRank, omega_Td: torch.Tensor) -> torch.Tensor:
     """Second derivative of the mean loss in the content rows, times omega."""
-    product_Td = torch.zeros_like(omega_Td)
-    content_Ad = targets.content_Ad
-    for chunk, excess_AT in targets.excess(deltas):
-        weights_AT = loss.curvature(excess_AT) * (content_Ad[chunk] @ omega_Td.T)
-        product_Td.addmm_(weights_AT.T, content_Ad[chunk])
-    return product_Td / len(content_Ad)
+    product_Td = torch.zeros_like(omega_Td, dtype=torch.float64)
+    content_ad = targets.content_ad
+    for piece, excess_aT in targets.excess(deltas):
+        weights_aT = loss.curvature(excess_aT) * (content_ad[piece] @ omega_Td.T)
+        product_Td += weights_aT.T @ content_ad[piece]
+    return targets.anchors.mean(product_Td).to(omega_Td.dtype)
 
 
 def _unit(rows_Td: torch.Tensor) -> torch.Tensor:

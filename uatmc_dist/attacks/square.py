@@ -41,7 +41,7 @@ class Square:
 
     @staticmethod
     def _value(targets: Targets, deltas: Deltas, loss: SoftRank) -> torch.Tensor:
-        value_T = targets.v_Td.new_zeros(len(targets))
-        for _, excess_AT in targets.excess(deltas):
-            value_T = value_T + loss.value(excess_AT).sum(0)
-        return value_T
+        value_T = torch.zeros(len(targets), dtype=torch.float64)
+        for _, excess_aT in targets.excess(deltas):
+            value_T += loss.value(excess_aT).sum(0)
+        return targets.anchors.mean(value_T).to(targets.v_Td.dtype)

@@ -1,5 +1,6 @@
 """Verbs that measure a trained model."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,47 +74,74 @@ def attack(
     overrides: Overrides = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check of the attacks fails.")] = False,
 ) -> None:
-    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json."""
-    from uatmc_dist.attacks.suite import OF_TWO_MODALITIES
+    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json.
+
+    Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model."""
+    from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.promotion import attack_model
+    from uatmc_dist.models.trained import ModelFile, TrainedModel
+    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_attacks
 
-    folder, config, catalog, model = opened(run, overrides)
-    surrogate = None
-    if "transfer" in config.attack.attacks:
-        surrogate = _surrogate(config, catalog)
-    if model.dense is not None and len(model.dense.modalities) < 2:
-        left_out = [name for name in config.attack.attacks if name in OF_TWO_MODALITIES]
-        if left_out:
-            why = f"the model has {model.dense.modalities[0]} features alone"
-            console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
-    with shown("scenes") as progress:
-        report = attack_model(model, catalog, config.attack, surrogate, progress)
+    is_first = True
+    if on_ranks.is_launched():
+        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
+        is_first, dense = world.is_first, blocks.dense if config.model.content else None
+        load = lambda path: on_ranks.load_blocks(path, ModelFile(path).config, catalog, world)  # noqa: E731
+        surrogate = _surrogate(config, load, is_first)
+        measured = partial(on_ranks.attack_on_ranks, blocks, config, catalog, world, surrogate)
+    else:
+        folder, config, catalog, model = opened(run, overrides)
+        dense, surrogate = model.dense, _surrogate(config, lambda path: TrainedModel.load(path, catalog))
+        twin = None if surrogate is None else surrogate[1]
+        measured = partial(attack_model, model, catalog, config.attack, twin)
+    if is_first and dense is not None:
+        _tell_left_out(config.attack.attacks, dense.modalities)
+    with shown("scenes", is_first) as progress:
+        report = measured(progress)
+    if not is_first:
+        process_group.leave()
     path = folder.write_json("attack.json", report)
     print_attacks(console, run, report)
     tell_written(path)
+    if on_ranks.is_launched():
+        process_group.leave(int(strict and _has_failed(report)))
     _exit_where_failed(report, strict)
 
 
+def _tell_left_out(names: list[str], modalities: Sequence[str]) -> None:
+    from uatmc_dist.attacks.suite import OF_TWO_MODALITIES
+
+    left_out = [name for name in names if name in OF_TWO_MODALITIES]
+    if left_out and len(modalities) < 2:
+        why = f"the model has {modalities[0]} features alone"
+        console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
+
+
+def _has_failed(report: dict[str, Any]) -> bool:
+    return any(check["passed"] is False for check in report["checks"])
+
+
 def _exit_where_failed(report: dict[str, Any], strict: bool) -> None:
-    if strict and any(check["passed"] is False for check in report["checks"]):
+    if strict and _has_failed(report):
         raise typer.Exit(1)
 
 
-def _surrogate(config: Any, catalog: Any) -> Any:
-    """The undefended model of the transfer attack: the one that was asked for, else the one that training started from
-    where it is still there."""
-    from uatmc_dist.models.trained import TrainedModel
-
+def _surrogate(config: Any, load: Callable[[Path], Any], is_first: bool = True) -> tuple[Path, Any] | None:
+    """The undefended model of the transfer attack and its run: the one that was asked for, else the one that training
+    started from where it is still there."""
+    if "transfer" not in config.attack.attacks:
+        return None
     if config.attack.surrogate is not None:
-        return TrainedModel.load(config.attack.surrogate, catalog)
+        return config.attack.surrogate, load(config.attack.surrogate)
     try:
         if config.start_from is not None:
-            return TrainedModel.load(config.start_from, catalog)
+            return config.start_from, load(config.start_from)
         why = "the run has no start_from"
     except UserError as error:
         why = str(error)
-    console.print(f"transfer is left out, give attack.surrogate=RUN for it: {why}", highlight=False, soft_wrap=True)
+    if is_first:
+        console.print(f"transfer is left out, give attack.surrogate=RUN for it: {why}", highlight=False, soft_wrap=True)
     return None
 
 

@@ -13,7 +13,7 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.content_attacks.pixels import single
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.evaluation.scenes import Bars, Scene, draw_ids, strata
+from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
 from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.linear_model import LinearModel
 
@@ -31,13 +31,13 @@ class Drawn:
 
     def __init__(self, attacked: Attacked, attack: AttackConfig, seeds: list[int]) -> None:
         model, catalog = attacked.model, attacked.catalog
-        bars = Bars.of(model, lengths(attack.k, catalog.num_items))
+        cast = Cast.whole(model, lengths(attack.k, catalog.num_items))
         self.items: dict[int, list[int]] = {}
         self._scenes: dict[int, Scene] = {}
         for seed in seeds:
             items, anchors = draw_ids(attack, seed, "random", strata(catalog)["random"], catalog.num_users)
             self.items[seed] = items.tolist()
-            self._scenes[seed] = Scene.draw(model, bars, attack.k, items, anchors, None)
+            self._scenes[seed] = cast.scene(attack.k, items, anchors, None)
 
     def target(self, seed: int, index: int) -> Targets:
         return single(self._scenes[seed].targets, index)

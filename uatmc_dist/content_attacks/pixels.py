@@ -84,9 +84,9 @@ class Insa:
     def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         target = self._target
         deltas = _visual(target, row_d)
-        scores_A = (target.users_AK @ target.items(*deltas).T).squeeze(1)
+        scores_A = (target.users_aK @ target.items(*deltas).T).squeeze(1)
         weights_A = torch.softmax(scores_A, dim=0)  # the gradient's direction does not depend on its length
-        towards = (weights_A @ target.content_Ad) @ target.w_v
+        towards = (weights_A @ target.content_ad) @ target.w_v
         return Outlook(float(target.hits(deltas)), torch.zeros_like(features), towards.to(row_d.device))
 
 

@@ -166,7 +166,7 @@ def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     won: dict[str, list[float]] = {}
     for anchor in anchors:
         alone = targets.alone(anchor)
-        needed = max(float(-excess_AT.amin()) for _, excess_AT in alone.excess(alone.zeros()))
+        needed = max(float(-excess_aT.amin()) for _, excess_aT in alone.excess(alone.zeros()))
         budget = Ball(2 * max(needed, 0.0) / float(unit_A[anchor]) + 1.0, config.norm)
         for attack in (ExactUser(), APGD(config.apgd_steps, config.restarts)):
             best = best_of(alone, attack(alone, budget, generator(anchor)))
@@ -213,11 +213,12 @@ def _zero_gradients(scene: Scene, config: AttackConfig, names: Sequence[str]) ->
     for (name, label), loss in losses.items():
         if name not in names:
             continue
-        silent = below = 0
-        for _, excess_AT in targets.excess(targets.zeros()):
-            is_below = excess_AT < 0
-            silent += int(((loss.value_and_slope(excess_AT)[1] == 0) & is_below).sum())
-            below += int(is_below.sum())
+        counts = torch.zeros(2, dtype=torch.int64)
+        for _, excess_aT in targets.excess(targets.zeros()):
+            is_below = excess_aT < 0
+            is_silent = (loss.value_and_slope(excess_aT)[1] == 0) & is_below
+            counts += torch.stack([is_silent.sum(), is_below.sum()])
+        silent, below = targets.anchors.total(counts).tolist()
         shares[f"silent in {name} ({label})"] = silent / max(below, 1)
     return _check(
         "users_give_gradient",
@@ -254,11 +255,11 @@ def plant(targets: Targets, config: AttackConfig) -> tuple[Targets, Budget, floa
     budget = Ball.of_attack(max(config.epsilons), config.norm, config.budget, one.v_Td.shape[1])
     furthest = float(one.reach(budget).amax().clamp(min=1e-12))
     budget = replace(budget, epsilon=budget.epsilon * min(1.0, _PLANTED_REACH / furthest))
-    clean_A = (one.users_AK @ one.items().T).squeeze(1)
-    lift_A = (one.users_AK @ one.items(*one.best_mean_direction(budget)).T).squeeze(1) - clean_A
+    clean_a = (one.users_aK @ one.items().T).squeeze(1)
+    lift_a = (one.users_aK @ one.items(*one.best_mean_direction(budget)).T).squeeze(1) - clean_a
     # Who is not lifted is out of reach: going another way wins nobody instead.
-    room_A = torch.where(lift_A > 0, _LIFT_NEEDED * lift_A, 2 * _PLANTED_REACH)
-    planted = replace(one, thresholds_A=clean_A + room_A)
+    room_a = torch.where(lift_a > 0, _LIFT_NEEDED * lift_a, 2 * _PLANTED_REACH)
+    planted = replace(one, thresholds_a=clean_a + room_a)
     return planted, budget, float(planted.hits(one.best_mean_direction(budget)))
 
 

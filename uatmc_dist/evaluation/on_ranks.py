@@ -1,18 +1,23 @@
-"""Full ranking and certificates under torchrun: the trained model in row blocks, as in training. No rank ever holds all
-users, items or features.
+"""Full ranking, attacks and certificates under torchrun: the trained model in row blocks, as in training. No rank ever
+holds all users, items or features.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from uatmc_dist.config import Config
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.certificate import check_certifiable
+from uatmc_dist.evaluation.promotion import attack_on, check_surrogate, possible_attacks, threat_model_of
 from uatmc_dist.evaluation.ranking import Progress
-from uatmc_dist.evaluation.scenes import best_scores
+from uatmc_dist.evaluation.scenes import Bars, Cast, best_scores
+from uatmc_dist.evaluation.stage import LinearStage, lengths
 from uatmc_dist.evaluation.sweep import Swept, lowered
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.trained import ModelFile
@@ -25,7 +30,9 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def load_blocks(run: Path, config: Config, catalog: Catalog, world: World, progress: Progress) -> TrainingModel:
+def load_blocks(
+    run: Path, config: Config, catalog: Catalog, world: World, progress: Progress = lambda done, total: None
+) -> TrainingModel:
     """This rank's rows of a finished run's final weights. Collective.
 
     Raises UserError for a run without a whole model, or of another catalog."""
@@ -51,7 +58,49 @@ def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world
     users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
     best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
     bars_U = torch.cat([scores_Bk[:, -1] for scores_Bk in best])
-    v_nd, t_nd = model.modalities(torch.arange(block.lo, block.hi))  # type: ignore[attr-defined]
-    rows = (rows.detach().cpu() for rows in (ranking.items_nK, v_nd, t_nd))
-    dense = model.dense.cpu().requires_grad_(False)
-    return Swept(catalog.num_users, block, users, lowered(bars_U), *rows, dense)
+    _, v_nd, t_nd = _content_rows(model, block)
+    items_nK, dense = ranking.items_nK.cpu(), model.dense.cpu().requires_grad_(False)
+    return Swept(catalog.num_users, block, users, lowered(bars_U), items_nK, v_nd, t_nd, dense)
+
+
+def attack_on_ranks(
+    model: TrainingModel,
+    config: Config,
+    catalog: Catalog,
+    world: World,
+    surrogate: tuple[Path, TrainingModel] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What attack.json holds (evaluation/promotion.py), anchors shared out over the ranks. Collective.
+
+    Raises UserError for a model that is not of linear fusion: MMGCN's attacks move the whole graph along."""
+    is_linear, attack = backbone(config.model).trained_model.is_linear, config.attack
+    attacks = possible_attacks(attack, model.dense if config.model.content else None, is_linear, surrogate is not None)
+    if not is_linear:
+        raise UserError(
+            "attacks on this backbone need the whole graph in one process: run `uatmc attack` without torchrun"
+        )
+    ks = lengths(attack.k, catalog.num_items)
+    attacked = _cast(model, catalog, world, ks)
+    twin = None if surrogate is None else _cast(surrogate[1], catalog, world, ks)
+    if twin is not None:
+        check_surrogate((attacked.v_nd, attacked.t_nd), (twin.v_nd, twin.t_nd))
+    made_on = None if surrogate is None else surrogate[0]
+    dense = attacked.dense
+    threat_model = threat_model_of(attack, dense.modalities, dense.dim, is_linear, made_on)
+    return attack_on(LinearStage(attacked, twin, attack.k), catalog, attack, attacks, threat_model, progress)
+
+
+def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, ...]) -> Cast:
+    ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
+    bars = Bars.ranked(ranking.user_rows, catalog.num_users, ranking.items_nK, ks)
+    bars = replace(bars, items_nK=ranking.items_nK.cpu())
+    rows = _content_rows(model, block)
+    return Cast(block, ranking.user_rows, bars, *rows, model.dense.cpu().requires_grad_(False))
+
+
+def _content_rows(model: Any, block: ItemBlock) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """identity, v and t of this rank's items."""
+    rows = model.items.local_weight, *model.modalities(torch.arange(block.lo, block.hi))
+    identity_nd, v_nd, t_nd = (of_one.detach().cpu() for of_one in rows)
+    return identity_nd, v_nd, t_nd

@@ -22,8 +22,8 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
-from uatmc_dist.evaluation.scenes import draw_ids, strata
-from uatmc_dist.evaluation.stage import AnyScene, Stage
+from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
+from uatmc_dist.evaluation.stage import AnyScene, GraphStage, LinearStage, Stage, lengths
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
@@ -59,21 +59,49 @@ def attack_model(
 ) -> dict[str, Any]:
     """Attacks at every epsilon, in every stratum; returns what attack.json holds, checks included.
 
-    `surrogate` is the undefended model of the transfer attack, which is left out without one. `progress(done, total)`
-    counts seeds x strata. Raises UserError for a model without content: there is nothing to perturb.
+    `surrogate` is the undefended model of the transfer attack, which is left out without one. Raises UserError for a
+    model without content, and where none of the attacks can be made on it.
     """
-    if model.dense is None:
-        raise UserError("this model has no content (model.content=false), so there is nothing to perturb")
+    attacks = possible_attacks(config, model.dense, model.is_linear, surrogate is not None)
     if surrogate is not None:
-        _check_surrogate(model, surrogate)
-    possible = attacks_of(config, model.dense.modalities, model.is_linear)
+        rows = None if surrogate.dense is None else (surrogate.v_Nd, surrogate.t_Nd)
+        check_surrogate((model.v_Nd, model.t_Nd), rows)
+    stage: Stage
+    if model.is_linear:
+        ks = lengths(config.k, catalog.num_items)
+        stage = LinearStage(Cast.whole(model, ks), None if surrogate is None else Cast.whole(surrogate, ks), config.k)
+    else:
+        stage = GraphStage(model, config.k)
+    assert model.dense is not None
+    made_on = None if surrogate is None else surrogate.path
+    threat_model = threat_model_of(config, model.dense.modalities, model.v_Nd.shape[1], model.is_linear, made_on)
+    return attack_on(stage, catalog, config, attacks, threat_model, progress)
+
+
+def possible_attacks(config: AttackConfig, dense: Any, is_linear: bool, has_surrogate: bool) -> list[Attack]:
+    """Those of the configuration that can be made on a model with this dense part. UserError where none can."""
+    if dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to perturb")
+    possible = attacks_of(config, dense.modalities, is_linear)
     if not possible:
-        why = "need two modalities, and this model has one" if model.is_linear else "need linear fusion"
+        why = "need two modalities, and this model has one" if is_linear else "need linear fusion"
         raise UserError(f"attack.attacks: {', '.join(config.attacks)} {why}; give others")
-    stage = Stage(model, surrogate, config.k)
-    attacks = [attack for attack in possible if attack.name != "transfer" or surrogate is not None]
+    attacks = [attack for attack in possible if attack.name != "transfer" or has_surrogate]
     if not attacks:
         raise UserError("attack.attacks: only transfer, and no undefended run to make it on; give attack.surrogate=RUN")
+    return attacks
+
+
+def attack_on(
+    stage: Stage,
+    catalog: Catalog,
+    config: AttackConfig,
+    attacks: list[Attack],
+    threat_model: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """What `attack_model` returns. `progress(done, total)` counts seeds x strata. Collective where the stage is shared
+    out over ranks."""
     found: dict[str, _Stratum] = {}
     restarts: dict[float | None, list[np.ndarray]] = {}
     pools = strata(catalog)
@@ -92,7 +120,7 @@ def attack_model(
     ]
     return {
         "protocol": _protocol(config),
-        "threat_model": _threat_model(config, model, surrogate.path if surrogate is not None else None),
+        "threat_model": threat_model,
         "k": config.k,
         "ks": list(stage.ks),
         "epsilons": config.epsilons,
@@ -101,7 +129,9 @@ def attack_model(
         "targets": {name: min(config.num_targets, len(items)) for name, items in pools.items()},
         "results": [result for result in results if result["epsilon"] is not None],
         "any_content": [result for result in results if result["epsilon"] is None],
-        "checks": checks.run_all(first_scene if model.is_linear else None, config, attacks, results, restarts),
+        "checks": checks.run_all(
+            first_scene if isinstance(first_scene, Scene) else None, config, attacks, results, restarts
+        ),
     }
 
 
@@ -211,11 +241,11 @@ def _result(
     }
 
 
-def _check_surrogate(model: LinearModel, surrogate: LinearModel) -> None:
-    if surrogate.dense is None or not (
-        surrogate.v_Nd.shape == model.v_Nd.shape
-        and torch.allclose(surrogate.v_Nd, model.v_Nd, atol=1e-4)
-        and torch.allclose(surrogate.t_Nd, model.t_Nd, atol=1e-4)
+def check_surrogate(of_model: Sequence[torch.Tensor], of_surrogate: Sequence[torch.Tensor] | None) -> None:
+    """UserError where the projected rows of a surrogate are not those of the model; None: it has none."""
+    if of_surrogate is None or not all(
+        ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
+        for ours, theirs in zip(of_model, of_surrogate, strict=True)
     ):
         raise UserError(
             "attack.surrogate: its projected features are not those of the attacked run, so that perturbations cannot "
@@ -235,16 +265,17 @@ def _protocol(config: AttackConfig) -> str:
     return ", ".join(["paper", *differing])
 
 
-def _threat_model(config: AttackConfig, model: LinearModel, surrogate: Path | None) -> dict[str, Any]:
-    assert model.dense is not None
-    dim = model.v_Nd.shape[1]
+def threat_model_of(
+    config: AttackConfig, modalities: Sequence[str], width: int, is_linear: bool, surrogate: Path | None
+) -> dict[str, Any]:
+    """`width` of a projected row."""
     adjectives = {"visual": "visual", "text": "textual"}
-    rows = " and ".join(adjectives[modality] for modality in model.dense.modalities)
-    rows += " rows, each within its own ball" if len(model.dense.modalities) > 1 else " row"
+    rows = " and ".join(adjectives[modality] for modality in modalities)
+    rows += " rows, each within its own ball" if len(modalities) > 1 else " row"
     radius = "epsilon x L2 norm of the row"
     if (config.norm, config.budget) == ("l2", "paper"):
-        radius = f"epsilon x sqrt({dim}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
-    served = {} if model.is_linear else {"others": OTHERS}
+        radius = f"epsilon x sqrt({width}) x L2 norm of the row (the smallest ball around the box of protocol paper)"
+    served = {} if is_linear else {"others": OTHERS}
     return {
         "goal": f"promotion: bring one target item into the top {config.k} of as many anchor users as possible",
         "time": "inference (evasion); the model is fixed",

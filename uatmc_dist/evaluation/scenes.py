@@ -1,6 +1,6 @@
 """What an attack is measured on: target items and anchor users of one seed and stratum, and the bars to clear.
 
-T  targets    A  anchors    U  users    J  lengths of ranking    k  one of them
+T  targets    A  anchors    a  those of this rank    U  users    n  items of this rank    J  lengths of ranking
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.attacks.anchors import Anchors
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.evaluation.ranking import UserRows
 from uatmc_dist.models.linear_model import LinearModel
-from uatmc_dist.parallel.item_parallel import merge_topk
+from uatmc_dist.models.projectors import ContentModel
+from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk, sum_over_ranks
 from uatmc_kernels import topk_all_items
 
 _USERS_AT_ONCE = 1024
@@ -39,17 +41,22 @@ class Bars:
     ks: tuple[int, ...]
     best_UJ: torch.Tensor
     next_UJ: torch.Tensor
-    items_NK: torch.Tensor
+    items_nK: torch.Tensor
     """The clean catalog. Its rows are taken from here: computed anew they may differ in their last bits."""
 
     @classmethod
     def of(cls, model: LinearModel, ks: tuple[int, ...]) -> "Bars":
-        items_NK, users_UK = model.items(), model.users_UK
+        users_UK = model.users_UK
+        return cls.ranked(lambda users_B: users_UK[users_B], len(users_UK), model.items(), ks)
+
+    @classmethod
+    def ranked(cls, user_rows: UserRows, num_users: int, items_nK: torch.Tensor, ks: tuple[int, ...]) -> "Bars":
+        """Collective where the items are shared out over ranks."""
         best, following = [], []
-        for scores in best_scores(lambda users_B: users_UK[users_B], len(users_UK), items_NK, ks[-1] + 1):
+        for scores in best_scores(user_rows, num_users, items_nK, ks[-1] + 1):
             best.append(scores[:, [k - 1 for k in ks]])
             following.append(scores[:, list(ks)])
-        return cls(ks, torch.cat(best), torch.cat(following), items_NK)
+        return cls(ks, torch.cat(best), torch.cat(following), items_nK)
 
     def at(self, k: int, users: torch.Tensor | slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """(k-th best, (k+1)-th best), [U] each."""
@@ -68,41 +75,80 @@ def best_scores(user_rows: UserRows, num_users: int, items_nK: torch.Tensor, k: 
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Targets and anchors, and the judge of what a perturbation reaches: exact hits, in float64."""
+class Cast:
+    """A model under linear fusion, as scenes are drawn from it: whole, or in the row blocks of several ranks."""
 
-    targets: Targets
-    clean_TK: torch.Tensor
+    block: ItemBlock
+    user_rows: UserRows
+    """Collective."""
     bars: Bars
-    """Those of the anchors."""
-    k: int
-    suffix: ClassVar[str] = ""
+    """Of all users: a few numbers each, on every rank."""
+    identity_nd: torch.Tensor
+    v_nd: torch.Tensor
+    t_nd: torch.Tensor
+    dense: ContentModel
 
     @classmethod
-    def draw(
-        cls,
-        model: LinearModel,
-        bars: Bars,
-        k: int,
-        items: torch.Tensor,
-        anchors: torch.Tensor,
-        surrogate: Targets | None,
-    ) -> "Scene":
+    def whole(cls, model: LinearModel, ks: tuple[int, ...]) -> "Cast":
         assert model.dense is not None
-        w_v, w_t, bias = model.dense.fusion()
-        of_anchors = replace(bars, best_UJ=bars.best_UJ[anchors], next_UJ=bars.next_UJ[anchors])
+        users_UK, block = model.users_UK, ItemBlock(len(model.v_Nd), 0, 1)
+        bars = Bars.of(model, ks)
+        return cls(
+            block, lambda users_B: users_UK[users_B], bars, model.identity_Nd, model.v_Nd, model.t_Nd, model.dense
+        )
+
+    def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
+        """Collective: rows of the targets travel, anchors' to the rank that has them here."""
+        w_v, w_t, bias = self.dense.fusion()
+        anchors = Anchors.over_ranks(len(users_A))
+        mine_a = users_A[anchors.positions_a]
+        of_anchors = replace(self.bars, best_UJ=self.bars.best_UJ[mine_a], next_UJ=self.bars.next_UJ[mine_a])
+        clean_TK, identity_Td, v_Td, t_Td = (
+            self._rows(items_T, rows) for rows in (self.bars.items_nK, self.identity_nd, self.v_nd, self.t_nd)
+        )
         targets = Targets(
-            users_AK=model.users_UK[anchors],
-            thresholds_A=of_anchors.at(k)[0],
-            identity_Td=model.identity_Nd[items],
-            v_Td=model.v_Nd[items],
-            t_Td=model.t_Nd[items],
+            anchors=anchors,
+            users_aK=self._anchor_rows(users_A, anchors),
+            thresholds_a=of_anchors.at(k)[0],
+            identity_Td=identity_Td,
+            v_Td=v_Td,
+            t_Td=t_Td,
             w_v=w_v,
             w_t=w_t,
             bias=bias,
             surrogate=surrogate,
         )
-        return cls(targets, bars.items_NK[items], of_anchors, k)
+        return Scene(targets, clean_TK, of_anchors, k)
+
+    def _rows(self, items_T: torch.Tensor, rows_nC: torch.Tensor) -> torch.Tensor:
+        """Of these items, on every rank."""
+        if self.block.world_size == 1:
+            return rows_nC[items_T]
+        mine_T = (items_T >= self.block.lo) & (items_T < self.block.hi)
+        rows_TC = rows_nC.new_zeros(len(items_T), rows_nC.shape[1])
+        rows_TC[mine_T] = rows_nC[items_T[mine_T] - self.block.lo]
+        return sum_over_ranks(rows_TC)
+
+    def _anchor_rows(self, users_A: torch.Tensor, anchors: Anchors) -> torch.Tensor:
+        kept = [self.bars.items_nK.new_zeros(0, self.bars.items_nK.shape[1])]
+        for start in range(0, len(users_A), _USERS_AT_ONCE):
+            position_B = torch.arange(start, min(start + _USERS_AT_ONCE, len(users_A)))
+            rows_BK = self.user_rows(users_A[position_B]).cpu()
+            kept.append(rows_BK[torch.isin(position_B, anchors.positions_a)])
+        return torch.cat(kept)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Targets and anchors, and the judge of what a perturbation reaches: exact hits, in float64. Collective where the
+    anchors are shared out over ranks."""
+
+    targets: Targets
+    clean_TK: torch.Tensor
+    bars: Bars
+    """Those of this rank's anchors."""
+    k: int
+    suffix: ClassVar[str] = ""
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -126,58 +172,59 @@ class Scene:
     def hits(self, moved_TK: torch.Tensor) -> torch.Tensor:
         """Share of anchors with the target in their top k, [T] float64."""
         counts_T = torch.zeros(len(moved_TK), dtype=torch.int64)
-        for chunk in self._chunks():
-            counts_T += (self._scores(chunk, moved_TK).float() > self._bar_AT[chunk]).sum(0)
-        return counts_T.double() / len(self._bar_AT)
+        for piece in self._anchors.pieces():
+            counts_T += (self._scores(piece, moved_TK).float() > self._bar_aT[piece]).sum(0)
+        return self._anchors.mean(counts_T)
 
     def hits_by_length(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """The same at every length of ranking, [len(moved), J, T] for so many embeddings [T, K]."""
         counts = torch.zeros(len(moved), len(self.bars.ks), len(self.clean_TK), dtype=torch.int64)
-        for chunk in self._chunks():
-            bars = [self._bars_of(chunk, k) for k in self.bars.ks]
+        for piece in self._anchors.pieces():
+            bars = [self._bars_of(piece, k) for k in self.bars.ks]
             for row, moved_TK in enumerate(moved):
-                scores_AT = self._scores(chunk, moved_TK).float()
-                for column, bar_AT in enumerate(bars):
-                    counts[row, column] += (scores_AT > bar_AT).sum(0)
-        return counts.double() / len(self.targets.users_AK)
+                scores_aT = self._scores(piece, moved_TK).float()
+                for column, bar_aT in enumerate(bars):
+                    counts[row, column] += (scores_aT > bar_aT).sum(0)
+        return self._anchors.mean(counts)
 
     def certified_hits(self, budget: Budget, modalities: Sequence[str] = MODALITIES) -> torch.Tensor:
         """Upper bound on `hits` at k after ANY perturbation of these modalities in the budget, [T]: the share of
         anchors whose bar the target's score passes when raised by the most that is possible for them
         (docs/algorithm.md, section 7)."""
         targets = self.targets
-        content_Ad = targets.content_Ad.double()
+        content_ad = targets.content_ad.double()
         of_both = (targets.w_v.double(), targets.v_Td.double()), (targets.w_t.double(), targets.t_Td.double())
         fused = [of_one for name, of_one in zip(MODALITIES, of_both, strict=True) if name in modalities]
         counts_T = torch.zeros(len(targets), dtype=torch.int64)
-        for chunk in self._chunks():
-            bonus_AT = torch.zeros(())
+        for piece in self._anchors.pieces():
+            bonus_aT = torch.zeros(())
             for weight, rows_Td in fused:
-                along_Ad = content_Ad[chunk] @ weight
+                along_ad = content_ad[piece] @ weight
                 # Never below zero: who has the target keeps it where nothing is done.
-                gain_AT = budget.gain(along_Ad, rows_Td).clamp(min=0)
-                bonus_AT = bonus_AT + gain_AT + ROUNDING * budget.most(along_Ad)[:, None]
+                gain_aT = budget.gain(along_ad, rows_Td).clamp(min=0)
+                bonus_aT = bonus_aT + gain_aT + ROUNDING * budget.most(along_ad)[:, None]
             # float32(s) > bar implies s > bar, so the bound needs no rounding of the scores.
-            most_AT = self._scores(chunk, self.clean_TK) + bonus_AT
-            counts_T += (most_AT > self._bar_AT[chunk]).sum(0)
-        return counts_T.double() / len(content_Ad)
+            most_aT = self._scores(piece, self.clean_TK) + bonus_aT
+            counts_T += (most_aT > self._bar_aT[piece]).sum(0)
+        return self._anchors.mean(counts_T)
 
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, len(self.targets.users_AK), _USERS_AT_ONCE):
-            yield slice(start, start + _USERS_AT_ONCE)
+    @property
+    def _anchors(self) -> Anchors:
+        return self.targets.anchors
 
-    def _scores(self, chunk: slice, items_TK: torch.Tensor) -> torch.Tensor:
-        return self.targets.users_AK[chunk].double() @ items_TK.double().T
+    def _scores(self, piece: slice, items_TK: torch.Tensor) -> torch.Tensor:
+        return self.targets.users_aK[piece].double() @ items_TK.double().T
 
     @cached_property
-    def _bar_AT(self) -> torch.Tensor:
-        return torch.cat([self._bars_of(chunk, self.k) for chunk in self._chunks()])
+    def _bar_aT(self) -> torch.Tensor:
+        none_aT = torch.zeros(0, len(self.clean_TK))
+        return torch.cat([none_aT, *(self._bars_of(piece, self.k) for piece in self._anchors.pieces())])
 
-    def _bars_of(self, chunk: slice, k: int) -> torch.Tensor:
+    def _bars_of(self, piece: slice, k: int) -> torch.Tensor:
         """What a target has to pass for each of these anchors, [a, T]."""
-        best_A, next_A = self.bars.at(k, chunk)
-        is_best_AT = self._scores(chunk, self.clean_TK).float() >= best_A[:, None]
-        return torch.where(is_best_AT, next_A[:, None], best_A[:, None])
+        best_a, next_a = self.bars.at(k, piece)
+        is_best_aT = self._scores(piece, self.clean_TK).float() >= best_a[:, None]
+        return torch.where(is_best_aT, next_a[:, None], best_a[:, None])
 
     def mean_ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """Mean rank of each target over 256 of the anchors; [len(moved), T] for so many embeddings [T, K]."""
@@ -186,14 +233,16 @@ class Scene:
     def ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T]. The catalog streams
         by in tiles, each sorted for itself."""
-        users_RK = self.targets.users_AK[:_RANKED_ANCHORS].double()
+        ranked_R = torch.arange(min(_RANKED_ANCHORS, self._anchors.count))
+        users_RK = self._anchors.rows_of(self.targets.users_aK, ranked_R).double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()
         own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))
         above_RM = torch.zeros(moved_RM.shape, dtype=torch.int64)
-        items_NK = self.bars.items_NK
-        for start in range(0, len(items_NK), _ITEMS_AT_ONCE):
-            scores_Rn = (users_RK @ items_NK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values
+        items_nK = self.bars.items_nK
+        for start in range(0, len(items_nK), _ITEMS_AT_ONCE):
+            scores_Rn = (users_RK @ items_nK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values
             above_RM += scores_Rn.shape[1] - torch.searchsorted(scores_Rn, moved_RM, right=True)
+        above_RM = self._anchors.total(above_RM)
         above_RM -= (own_RM > moved_RM).long()  # the target does not compete with what it was
         return 1 + above_RM.view(len(above_RM), len(moved), -1)
 

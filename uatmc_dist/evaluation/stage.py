@@ -1,5 +1,6 @@
 """Where attacks on a trained model take place: what is computed once, and the scenes of each seed and stratum."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.graph_scenes import GraphScene, GraphStates
-from uatmc_dist.evaluation.scenes import Bars, Scene
+from uatmc_dist.evaluation.scenes import Cast
 from uatmc_dist.models.neighbourhood import CleanState
 
 HIT_KS = (10, 20, 50, 100)
@@ -54,24 +55,38 @@ def lengths(k: int, num_items: int) -> tuple[int, ...]:
     return tuple(sorted({k, *(usual for usual in HIT_KS if usual < num_items)}))
 
 
-class Stage:
-    """Of a model under linear fusion, and the undefended one of the transfer attack; or of MMGCN, whose targets are
-    attacked twice: with everybody in reach moving along, and with everybody else held fixed."""
+class Stage(Protocol):
+    @property
+    def ks(self) -> tuple[int, ...]: ...
 
-    def __init__(self, model: Any, surrogate: Any, k: int) -> None:
+    def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> Sequence[AnyScene]: ...
+
+
+class LinearStage:
+    """Of a model under linear fusion, and the undefended one of the transfer attack."""
+
+    def __init__(self, model: Cast, surrogate: Cast | None, k: int) -> None:
         self._model, self._surrogate, self._k = model, surrogate, k
-        self.ks = lengths(k, len(model.v_Nd))
-        if model.is_linear:
-            self._bars = Bars.of(model, self.ks)
-            self._surrogate_bars = None if surrogate is None else Bars.of(surrogate, self.ks)
-        else:
-            self._states = GraphStates(CleanState(model), CleanState(model, torch.float64))
 
-    def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> list[AnyScene]:
-        if not self._model.is_linear:
-            given = self._states, anchors_A, items_T, self._k, self.ks
-            return [GraphScene(*given, others_held) for others_held in (False, True)]
+    @property
+    def ks(self) -> tuple[int, ...]:
+        return self._model.bars.ks
+
+    def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> Sequence[AnyScene]:
         twin: Targets | None = None
-        if self._surrogate is not None and self._surrogate_bars is not None:
-            twin = Scene.draw(self._surrogate, self._surrogate_bars, self._k, items_T, anchors_A, None).targets
-        return [Scene.draw(self._model, self._bars, self._k, items_T, anchors_A, twin)]
+        if self._surrogate is not None:
+            twin = self._surrogate.scene(self._k, items_T, anchors_A, None).targets
+        return [self._model.scene(self._k, items_T, anchors_A, twin)]
+
+
+class GraphStage:
+    """Of MMGCN, whose targets are attacked twice: with everybody in reach moving along, and with everybody else held
+    fixed."""
+
+    def __init__(self, model: Any, k: int) -> None:
+        self._k, self.ks = k, lengths(k, len(model.v_Nd))
+        self._states = GraphStates(CleanState(model), CleanState(model, torch.float64))
+
+    def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> Sequence[AnyScene]:
+        given = self._states, anchors_A, items_T, self._k, self.ks
+        return [GraphScene(*given, others_held) for others_held in (False, True)]

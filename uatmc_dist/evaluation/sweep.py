@@ -36,8 +36,8 @@ class Swept:
     def whole(cls, model: LinearModel, bars: Bars, k: int) -> "Swept":
         assert model.dense is not None
         users_UK, best_U = model.users_UK, bars.at(k)[0]
-        block = ItemBlock(len(bars.items_NK), 0, 1)
-        rows = bars.items_NK, model.v_Nd, model.t_Nd
+        block = ItemBlock(len(bars.items_nK), 0, 1)
+        rows = bars.items_nK, model.v_Nd, model.t_Nd
         return cls(len(users_UK), block, lambda chosen: users_UK[chosen], lowered(best_U), *rows, model.dense)
 
     def sweep(self, count: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> np.ndarray:
