@@ -250,6 +250,9 @@ class EvaluationConfig(Section):
     """Metric of early stopping: recall, ndcg, precision or map at 5, 10, 20 or 50."""
     users_per_batch: Positive = 1024
     """Users ranked at a time."""
+    attack_epsilon: Rate | None = None
+    """With each evaluation also a cheap attack at this radius (protocol `paper`; PGD on 64 items, for 512 users) and
+    its certificate: curves of robustness while a model trains. None: no attack."""
 
     @model_validator(mode="after")
     def _metric_exists(self) -> "EvaluationConfig":
@@ -428,6 +431,15 @@ class Config(Section):
         if recommended is None:
             raise ValueError(f"{path} recommends nothing; calibrate with content_attack.pixels that have 1, or words")
         return {**values, "adversarial": {**adversarial, **recommended["options"]}}
+
+    @model_validator(mode="after")
+    def _can_be_attacked_while_it_trains(self) -> "Config":
+        if self.evaluation.attack_epsilon is not None and not (self.model.content and self.model.backbone != "mmgcn"):
+            raise ValueError(
+                "evaluation.attack_epsilon needs content under linear fusion (model.content=true, model.backbone=vbpr "
+                "or vbpr_own_users); leave it out"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

@@ -23,6 +23,7 @@ class MetricsLog:
         if metrics.exists():
             kept = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= first_step]
             metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._path = metrics
         self._file = metrics.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(tensorboard), purge_step=first_step + 1)
 
@@ -32,10 +33,32 @@ class MetricsLog:
             if isinstance(value, float):
                 self._board.add_scalar(f"{line['phase']}/{name}", value, line["step"])
 
+    def summarise(self, options: dict[str, Any], metric: str) -> None:
+        """For TensorBoard's HParams: the options, and the figures of the best evaluation of the last phase."""
+        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        evaluations = [line for line in lines if metric in line]
+        if not evaluations:
+            return
+        last_phase = evaluations[-1]["phase"]
+        best = max((line for line in evaluations if line["phase"] == last_phase), key=lambda line: line[metric])
+        figures = {f"best/{name}": value for name, value in best.items() if "/" in name}
+        self._board.add_hparams(flattened(options), figures, run_name=".", global_step=best["step"])
+
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of a full disk, which a write has reported by now
             self._file.close()
             self._board.close()
+
+
+def flattened(options: dict[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """section.option -> value; lists and missing ones as text, which is what HParams can hold."""
+    flat: dict[str, bool | float | str] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
 
 
 def _step(line: str) -> float:

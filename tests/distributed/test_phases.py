@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import ROOT, UATMC, on_ranks
 from uatmc_dist.data.catalog import Catalog
@@ -24,7 +25,7 @@ def finished(tmp_path_factory, tiny_catalog):
         "model: {embedding_dim: 8, visual_hidden: [16, 12], text_hidden: [12]}\n"
         "training: {batch_size: 128, lr: 0.01}\ntables: {lr: 0.1}\n"
         "clean: {epochs: 6, objective: full_catalog, patience: 2}\n"
-        "adversarial: {epochs: 2}\nattack: {num_targets: 10, seeds: [1, 2], k: 20}\n"
+        "adversarial: {epochs: 2}\nattack: {num_targets: 10, seeds: [1, 2], k: 20}\nevaluation: {attack_epsilon: 0.3}\n"
     )
     on_ranks(2, "train.py", config)
     run = folder / "both"
@@ -50,6 +51,35 @@ def test_a_run_keeps_the_contract(finished):
     assert list((finished / "tensorboard").glob("events*"))
     pointer = (finished / "checkpoints/latest").read_text()
     assert (finished / "checkpoints" / pointer / "position.json").exists()
+
+
+def test_tensorboard_has_curves_of_robustness_and_the_options(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    curves = [{name: line[name] for name in line if "hit@20" in name} for line in lines if "valid/recall@20" in line]
+    for curve in curves:
+        assert (
+            0 < curve["attack/hit@20_before"] <= curve["attack/hit@20_after"] <= curve["attack/certified_hit@20"] <= 1
+        )
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    assert len(events.Scalars("clean/attack/hit@20_after")) + len(
+        events.Scalars("adversarial/attack/hit@20_after")
+    ) == len(curves)
+    best = max(
+        line["valid/recall@20"] for line in lines if line["phase"] == "adversarial" and "valid/recall@20" in line
+    )
+    assert events.Scalars("best/valid/recall@20")[0].value == pytest.approx(best)
+    parts = events.summary_metadata
+    assert "_hparams_/session_start_info" in parts and b"adversarial.epsilon" in str(parts).encode()
+
+
+def test_an_attack_while_training_leaves_no_trace(write_config, tmp_path):
+    models = []
+    for epsilon in (None, 0.3):
+        config = write_config(name=f"at {epsilon}", evaluation={"attack_epsilon": epsilon}, adversarial={"epochs": 1})
+        on_ranks(1, "train.py", config)
+        models.append(load_file(tmp_path / f"runs/at {epsilon}/model/model.safetensors"))
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_the_model_loads_on_one_cpu_without_torchrun(finished, tiny_catalog):

@@ -4,6 +4,7 @@ holds all users, items or features.
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world
     users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
     best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
     bars_U = torch.cat([scores_Bk[:, -1] for scores_Bk in best])
-    _, v_nd, t_nd = _content_rows(model, block)
+    _, v_nd, t_nd = content_rows(model, torch.arange(block.lo, block.hi))
     items_nK, dense = ranking.items_nK.cpu(), model.dense.cpu().requires_grad_(False)
     return Swept(catalog.num_users, block, users, lowered(bars_U), items_nK, v_nd, t_nd, dense)
 
@@ -82,9 +83,11 @@ def attack_on_ranks(
         )
     ks = lengths(attack.k, catalog.num_items)
     attacked = _cast(model, catalog, world, ks)
-    twin = None if surrogate is None else _cast(surrogate[1], catalog, world, ks)
-    if twin is not None:
-        check_surrogate((attacked.v_nd, attacked.t_nd), (twin.v_nd, twin.t_nd))
+    twin = None
+    if surrogate is not None:
+        twin = _cast(surrogate[1], catalog, world, ks)
+        everything = torch.arange(attacked.block.lo, attacked.block.hi)
+        check_surrogate(attacked.content_rows(everything)[1:], twin.content_rows(everything)[1:])
     made_on = None if surrogate is None else surrogate[0]
     dense = attacked.dense
     threat_model = threat_model_of(attack, dense.modalities, dense.dim, is_linear, made_on)
@@ -95,12 +98,13 @@ def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, .
     ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
     bars = Bars.ranked(ranking.user_rows, catalog.num_users, ranking.items_nK, ks)
     bars = replace(bars, items_nK=ranking.items_nK.cpu())
-    rows = _content_rows(model, block)
-    return Cast(block, ranking.user_rows, bars, *rows, model.dense.cpu().requires_grad_(False))
+    return Cast(block, ranking.user_rows, bars, partial(content_rows, model), model.dense)
 
 
-def _content_rows(model: Any, block: ItemBlock) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """identity, v and t of this rank's items."""
-    rows = model.items.local_weight, *model.modalities(torch.arange(block.lo, block.hi))
-    identity_nd, v_nd, t_nd = (of_one.detach().cpu() for of_one in rows)
-    return identity_nd, v_nd, t_nd
+def content_rows(model: Any, ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """identity, v and t of these items of this rank, on the CPU."""
+    ids_n, place_m = ids_m.unique(return_inverse=True)  # ascending, as the model wants them
+    of_items = model.items.local_weight
+    identity_nd = of_items[ids_n.to(of_items.device) - model.items.block.lo]
+    identity_md, v_md, t_md = (rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.modalities(ids_n)))
+    return identity_md, v_md, t_md

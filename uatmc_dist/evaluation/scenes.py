@@ -3,7 +3,7 @@
 T  targets    A  anchors    a  those of this rank    U  users    n  items of this rank    J  lengths of ranking
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -83,29 +83,28 @@ class Cast:
     """Collective."""
     bars: Bars
     """Of all users: a few numbers each, on every rank."""
-    identity_nd: torch.Tensor
-    v_nd: torch.Tensor
-    t_nd: torch.Tensor
+    content_rows: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    """identity, v and t [m, d] of these items of this rank."""
     dense: ContentModel
 
     @classmethod
     def whole(cls, model: LinearModel, ks: tuple[int, ...]) -> "Cast":
         assert model.dense is not None
         users_UK, block = model.users_UK, ItemBlock(len(model.v_Nd), 0, 1)
-        bars = Bars.of(model, ks)
-        return cls(
-            block, lambda users_B: users_UK[users_B], bars, model.identity_Nd, model.v_Nd, model.t_Nd, model.dense
-        )
+        rows = model.identity_Nd, model.v_Nd, model.t_Nd
+        users, content = (lambda ids_B: users_UK[ids_B]), (lambda ids_m: tuple(of_all[ids_m] for of_all in rows))
+        return cls(block, users, Bars.of(model, ks), content, model.dense)
 
     def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
         """Collective: rows of the targets travel, anchors' to the rank that has them here."""
-        w_v, w_t, bias = self.dense.fusion()
+        w_v, w_t, bias = (weight.detach().cpu() for weight in self.dense.fusion())
         anchors = Anchors.over_ranks(len(users_A))
         mine_a = users_A[anchors.positions_a]
         of_anchors = replace(self.bars, best_UJ=self.bars.best_UJ[mine_a], next_UJ=self.bars.next_UJ[mine_a])
-        clean_TK, identity_Td, v_Td, t_Td = (
-            self._rows(items_T, rows) for rows in (self.bars.items_nK, self.identity_nd, self.v_nd, self.t_nd)
-        )
+        mine_T = (items_T >= self.block.lo) & (items_T < self.block.hi)
+        ids_m = items_T[mine_T]
+        rows = self.bars.items_nK[ids_m - self.block.lo], *self.content_rows(ids_m)
+        clean_TK, identity_Td, v_Td, t_Td = (self._on_every_rank(mine_T, rows_mC) for rows_mC in rows)
         targets = Targets(
             anchors=anchors,
             users_aK=self._anchor_rows(users_A, anchors),
@@ -120,14 +119,10 @@ class Cast:
         )
         return Scene(targets, clean_TK, of_anchors, k)
 
-    def _rows(self, items_T: torch.Tensor, rows_nC: torch.Tensor) -> torch.Tensor:
-        """Of these items, on every rank."""
-        if self.block.world_size == 1:
-            return rows_nC[items_T]
-        mine_T = (items_T >= self.block.lo) & (items_T < self.block.hi)
-        rows_TC = rows_nC.new_zeros(len(items_T), rows_nC.shape[1])
-        rows_TC[mine_T] = rows_nC[items_T[mine_T] - self.block.lo]
-        return sum_over_ranks(rows_TC)
+    def _on_every_rank(self, mine_T: torch.Tensor, rows_mC: torch.Tensor) -> torch.Tensor:
+        rows_TC = rows_mC.new_zeros(len(mine_T), rows_mC.shape[1])
+        rows_TC[mine_T] = rows_mC
+        return sum_over_ranks(rows_TC) if self.block.world_size > 1 else rows_TC
 
     def _anchor_rows(self, users_A: torch.Tensor, anchors: Anchors) -> torch.Tensor:
         kept = [self.bars.items_nK.new_zeros(0, self.bars.items_nK.shape[1])]

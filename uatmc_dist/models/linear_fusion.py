@@ -90,7 +90,7 @@ class LinearFusion:
         return LinearFusionView(self, batch, rows)
 
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected rows v, t [n, d] of these items of this rank's block."""
+        """Projected rows v, t [n, d] of these items of this rank's block, ids ascending."""
         if self._projected is None:
             return self.dense.project(self._features.rows(ids_n))
         v_nd, t_nd = self._projected

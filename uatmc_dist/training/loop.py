@@ -16,12 +16,14 @@ from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.ranking import rank_split
+from uatmc_dist.evaluation.stage import lengths
 from uatmc_dist.models.backbone import backbone
 from uatmc_dist.models.trained import ModelFile, save_model
 from uatmc_dist.parallel.checkpoint import Checkpoints, DamagedCheckpoint
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.schedule import learning_rate_factor
+from uatmc_dist.training.attacked import attacked_now, told
 from uatmc_dist.training.phase import Phase, check_modalities
 from uatmc_dist.training.position import Position
 from uatmc_dist.training.reporting import Reporter
@@ -39,6 +41,8 @@ class Trainer:
             check_modalities(config, self.catalog)
         if self.catalog.num_items < 2:
             raise UserError(f"{config.catalog}: {self.catalog.num_items} item; ranking needs at least 2")
+        if config.evaluation.attack_epsilon is not None:
+            lengths(config.attack.k, self.catalog.num_items)
         self.run = runs.RunFolder(config.run_dir)
         # A machine that comes back to the ranks that go on must not delete what they did.
         overwrite = overwrite and not self.run.is_of_launch(runs.launch_id())
@@ -73,6 +77,7 @@ class Trainer:
             if self.position.phase == "clean" and self.config.adversarial.epochs:
                 self._begin_adversarial()
                 self._run_phase()
+            self.reporter.summarise(self.config.model_dump(mode="json"), self.config.evaluation.metric)
         finally:
             self.reporter.close()
         if failure := self.checkpoints.settle():
@@ -216,11 +221,13 @@ class Trainer:
     def _evaluate(self) -> None:
         metrics, name = self.evaluate("valid"), self.config.evaluation.metric
         before, self.position = self.position, self.position.after_evaluation(metrics[name])
-        self.reporter.write(before, {f"valid/{metric}": value for metric, value in metrics.items()})
+        attacked = attacked_now(self.model, self.config, self.catalog, self.world)
+        self.reporter.write(before, {f"valid/{metric}": value for metric, value in metrics.items()} | attacked)
         improved = self.position.best_step == before.step
         self.reporter.say(
             f"{before.phase} epoch {before.epoch}/{self.phase.epochs}: valid {name} {metrics[name]:.4f}"
             + ("  (best)" if improved else "")
+            + told(attacked)
         )
         if improved and self.phase.patience is not None:
             self._save()

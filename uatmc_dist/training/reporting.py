@@ -1,6 +1,7 @@
 """What training tells: metrics.jsonl and TensorBoard, the progress line, warnings."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -87,6 +88,15 @@ class Reporter:
             self._log.write({"step": position.step, "epoch": position.epoch, "phase": position.phase, **values})
         except OSError as error:
             self.problem = f"{self._run.path}: the logs cannot be written ({error.strerror})"
+
+    def summarise(self, options: dict[str, Any], metric: str) -> None:
+        """At the end of a run: its options and best figures, to compare runs by in TensorBoard."""
+        if self._log is None:
+            return
+        try:
+            self._log.summarise(options, f"valid/{metric}")
+        except OSError as error:
+            self.say(f"warning: {self._run.path}: TensorBoard's summary cannot be written ({error.strerror})")
 
     def tell_evaluation(self, position: Position, done: int, total: int) -> None:
         if self._progress is not None:
