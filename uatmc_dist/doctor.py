@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ REQUIRED_CUDA = {
     "fbgemm-gpu": "1.8.0",
     "deepspeed": "0.19.8",
 }
-OPTIONAL_CPU = {"triton": "3.9.0" if sys.version_info >= (3, 11) else "3.8.0"}
+OPTIONAL_CPU = {"triton": "3.7.1"}
 """Training on a CPU goes without: only the tests and the static report of the kernels use it."""
 
 

@@ -61,7 +61,7 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     elif variant.startswith(("second_order", "softmax_second")):
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8)]
     else:
-        shapes = [(128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (64, 64, 8), (64, 32, 8)]
+        shapes = [(128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (64, 64, 8), (64, 32, 8), (128, 16, 8)]
     for out_k in slices:
         for block_owner, block_stream, num_warps in shapes:
             for block_k in products:

@@ -68,7 +68,7 @@ def test_ranks_attack_as_one_process_does(model, counts, write_config, tmp_path)
         told = on_ranks(ranks, "tests/distributed/small_pieces.py", "attack", run, f"attack.surrogate={run}")
         assert told.count("written: ") == 1
         found[ranks] = json.loads((run / "attack.json").read_text())
-    # Histories are pooled in another order, so that users differ in their last bits, and a near-tie may go the other way.
+    # Histories are pooled in another order: users differ in their last bits, and a near-tie may go the other way.
     tolerance = {"rel": 0.01, "abs": ONE_USER} if model == "history" else {"abs": 1e-6}
     whole = found[1]
     assert len(whole["results"]) == 3 * 12 and whole["threat_model"]["knowledge"].endswith(f"transfer: {run} alone")
