@@ -16,6 +16,7 @@ from uatmc_dist.cli import app
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import promotion
 from uatmc_dist.evaluation.report.accuracy import accuracy
+from uatmc_dist.evaluation.report.findings import findings
 from uatmc_dist.evaluation.report.page import write_page
 from uatmc_dist.evaluation.report.sources import RunFiles
 
@@ -151,6 +152,50 @@ def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_pat
         page.wait_for_function(f"document.querySelector('.chart').querySelectorAll('.trace').length < {before}")
         assert key.get_attribute("aria-pressed") == "false"
         browser.close()
+
+
+def test_what_to_do_next_is_said_of_each_finding(runs, tmp_path):
+    found = findings([RunFiles.read(run) for run in runs])
+    (attacked,) = (finding for finding in found if "strongest attack of ε = 0.1" in finding.says)
+    assert "defended " in attacked.says and "clean " in attacked.says and f"start_from={runs[1]}" in attacked.to_do
+    (bound,) = (finding for finding in found if finding.says.startswith("Whatever photo and text"))
+    assert "Items to watch" in bound.to_do
+    (cost,) = (finding for finding in found if finding.says.startswith("defended: against clean it "))
+    assert cost.to_do and not [finding for finding in found if "bare" in finding.says]
+    page = write_page(runs, tmp_path / "index.html").read_text()
+    assert page.index(">Comparison</h2>") < page.index(">What to do next</h2>") < page.index(">Each run</h2>")
+    assert "What to do next" not in write_page(runs[2:], tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recall", "hit", "to_do"),
+    [(0.99, 0.5, "Ship it: it costs little"), (0.8, 0.5, "worth that much"), (1.0, 1.0, "not ship")],
+)
+def test_what_a_defence_costs_decides_what_to_do(runs, tmp_path, recall, hit, to_do):
+    pair = [tmp_path / run.name for run in runs[:2]]
+    for run, copy in zip(runs[:2], pair, strict=True):
+        shutil.copytree(run, copy)
+    evaluation, attack = (json.loads((pair[1] / name).read_text()) for name in ("evaluation.json", "attack.json"))
+    evaluation["recall@20"] *= recall
+    for result in attack["results"]:
+        result["hit@20_after"] *= hit
+    (pair[0] / "evaluation.json").write_text(json.dumps(evaluation))
+    (pair[0] / "attack.json").write_text(json.dumps(attack))
+    config = (pair[0] / "config.yaml").read_text()
+    (pair[0] / "config.yaml").write_text(config.replace(str(runs[1]), str(pair[1])))
+    assert findings([RunFiles.read(run) for run in pair])[-1].to_do.count(to_do) == 1
+
+
+def test_without_a_browser_the_pdf_is_one_line(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(app, ["report", str(runs[0]), "--pdf", str(tmp_path / "report.pdf")])
+    assert isinstance(done.exception, UserError) and "install chromium" in str(done.exception)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+def test_the_page_prints(runs, tmp_path):
+    run_uatmc("report", *runs, "--out", tmp_path / "index.html", "--pdf", tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_several_runs_are_compared_first_and_share_what_they_share(runs, tmp_path):

@@ -64,8 +64,13 @@ def compare(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; the page shows what their files hold.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; report/index.html of the first run.")] = None,
+    pdf: Annotated[Path | None, typer.Option(help="Print the page there, too; needs a browser.")] = None,
 ) -> None:
-    """One self-contained page of one or several runs: curves, attacks, certificate, trade-off."""
+    """One self-contained page of one or several runs: what to do next, curves, attacks, certificate, trade-off."""
     from uatmc_dist.evaluation.report.page import write_page
+    from uatmc_dist.evaluation.report.pdf import print_page
 
-    tell_written(write_page(runs, out or runs[0] / "report" / "index.html"))
+    page = write_page(runs, out or runs[0] / "report" / "index.html")
+    tell_written(page)
+    if pdf is not None:
+        tell_written(print_page(page, pdf))

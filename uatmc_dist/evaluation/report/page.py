@@ -13,6 +13,7 @@ from uatmc_dist.evaluation.comparison import TITLES
 from uatmc_dist.evaluation.report import compared, content, figures
 from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.figures import Figure
+from uatmc_dist.evaluation.report.findings import findings
 from uatmc_dist.evaluation.report.sources import RunFiles
 
 
@@ -31,6 +32,7 @@ def write_page(runs: Sequence[Path], out: Path) -> Path:
         runs=files,
         sections=_sections(files),
         compared=int(len(files) > 1 and any(run.attack or run.evaluation for run in files)),
+        findings=findings(files),
         threats=_threats(files),
         galleries=[(run.name, content.gallery(run)) for run in files if run.content_attack],
         titles=TITLES,

@@ -23,7 +23,22 @@ class RunFiles:
     certificate: Json
     mismatch: Json
     content_attack: Json
-    has_content: bool
+    config: dict[str, Any]
+    """config.yaml of the run: every option."""
+
+    @property
+    def has_content(self) -> bool:
+        return self.config.get("model", {}).get("content", True)
+
+    @property
+    def is_defended(self) -> bool:
+        adversarial = self.config.get("adversarial", {})
+        return adversarial.get("epochs", 0) > 0 and adversarial.get("adversary") != "none"
+
+    @property
+    def start_from(self) -> Path | None:
+        given = self.config.get("start_from")
+        return None if given is None else Path(given).resolve()
 
     @property
     def name(self) -> str:
@@ -47,8 +62,7 @@ class RunFiles:
             found = files[name]
             if found is not None and newest not in found:
                 raise UserError(f"{path}/{name}.json: written by an older version; run `uatmc {verb} {path}` again")
-        has_content = read_yaml(path / "config.yaml").get("model", {}).get("content", True)
-        return cls(path, folder.read_metrics(), **files, has_content=has_content)
+        return cls(path, folder.read_metrics(), **files, config=read_yaml(path / "config.yaml"))
 
     def missing(self) -> list[str]:
         """Commands that would fill the page's gaps."""
