@@ -61,6 +61,11 @@ def test_the_same_lists_as_evaluate(write_config, tmp_path, tiny_catalog, conten
         assert listed.returncode == 0 and "for a history of 2 items" in listed.stdout, listed.stderr
     else:
         assert listed.returncode == 2 and "model.user=history" in listed.stderr
+    assert "projector_config.pbtxt" in run_uatmc("export", run, "--projector").stdout
+    (labels,) = (run / "tensorboard").rglob("metadata.tsv")
+    (rows,) = (run / "tensorboard").rglob("tensors.tsv")
+    assert labels.read_text().startswith("source id\ttitle\tpurchases\n")
+    assert len(labels.read_text().splitlines()) - 1 == len(rows.read_text().splitlines()) == 203
     refused = run_uatmc("export", run, "--out", config / "x", check=False)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
     refused = run_uatmc("export", tmp_path, check=False)

@@ -14,15 +14,21 @@ from uatmc_dist.errors import UserError
 def export(
     run: RunPath,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; export/ of the run.")] = None,
+    projector: Annotated[
+        bool, typer.Option("--projector", help="Item vectors for TensorBoard's projector, too: the most bought 10,000.")
+    ] = False,
 ) -> None:
     """The model for other programs: embeddings.safetensors, items.parquet for any vector index, and MODEL_CARD.md."""
     from uatmc_dist.evaluation.card import model_card
-    from uatmc_dist.models.export import export_model
+    from uatmc_dist.models.export import export_model, write_projector
 
     folder, config, catalog, model = opened(run, None)
     card = model_card(config, catalog.meta, folder.read_json, model.history_NK is not None)
     for path in export_model(model, catalog, out or run / "export", card):
         tell_written(path)
+    if projector:
+        tell_written(write_projector(model, catalog, run / "tensorboard"))
+        console.print("tensorboard --logdir", str(run / "tensorboard"), highlight=False, soft_wrap=True)
 
 
 @app.command()

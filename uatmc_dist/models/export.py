@@ -24,6 +24,8 @@ from uatmc_dist.models.trained import TrainedModel
 
 _CARD = "MODEL_CARD.md"
 _ROW_GROUP = 1 << 16
+_PROJECTED = 10_000
+"""More than this a browser cannot move."""
 
 
 def export_model(model: TrainedModel, catalog: Catalog, folder: Path, model_card: str) -> list[Path]:
@@ -50,6 +52,27 @@ def export_model(model: TrainedModel, catalog: Catalog, folder: Path, model_card
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
     return [embeddings, vectors, card]
+
+
+def write_projector(model: TrainedModel, catalog: Catalog, folder: Path) -> Path:
+    """Vectors of the most bought items for TensorBoard's embeddings projector, with source id, title and purchases.
+    Returns its settings; raises UserError where they cannot be written."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    purchases_N = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
+    chosen = np.argsort(-purchases_N, kind="stable")[:_PROJECTED]
+    source_ids, titles = catalog.titles()
+    # Tabs and line ends would break the projector's table.
+    labels = [[source_ids[item], " ".join((titles[item] or "").split()), str(purchases_N[item])] for item in chosen]
+    try:
+        board = SummaryWriter(str(folder))
+        board.add_embedding(
+            model.items()[chosen], labels, metadata_header=["source id", "title", "purchases"], tag="items"
+        )
+        board.close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); free space") from None
+    return folder / "projector_config.pbtxt"
 
 
 def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
