@@ -77,7 +77,8 @@ class Trainer:
             if self.position.phase == "clean" and self.config.adversarial.epochs:
                 self._begin_adversarial()
                 self._run_phase()
-            self.reporter.summarise(self.config.model_dump(mode="json"), self.config.evaluation.metric)
+            changed = self.config.model_dump(mode="json", exclude_defaults=True)
+            self.reporter.summarise(changed, self.config.evaluation.metric)
         finally:
             self.reporter.close()
         if failure := self.checkpoints.settle():

@@ -90,7 +90,7 @@ class Reporter:
             self.problem = f"{self._run.path}: the logs cannot be written ({error.strerror})"
 
     def summarise(self, options: dict[str, Any], metric: str) -> None:
-        """At the end of a run: its options and best figures, to compare runs by in TensorBoard."""
+        """At the end of a run: options that are not the defaults, and the best figures, to compare runs by."""
         if self._log is None:
             return
         try:
