@@ -7,8 +7,11 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from plotly.offline import get_plotlyjs
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "launch"))
+from docs_plots import plots_page  # noqa: E402
 
 _KERNELS = (
     "bpr_all_items",
@@ -36,6 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, content in {
         "index.md": _first_page(),
         "configuration.md": _options(),
+        "plots.md": plots_page(),
+        "assets/plotly.js": get_plotlyjs(),
         "reference/kernels.md": "# Kernels\n\n" + "".join(f"::: uatmc_kernels.{op}.{op}\n\n" for op in _KERNELS),
         "reference/library.md": "# Models, attacks, catalogs\n\n"
         + "".join(
