@@ -272,7 +272,7 @@ def test_instructions_are_those_of_the_static_report():
             columns = row.split(" | ")
             # Every slice of the output's columns is a sweep of its own.
             of_output = width // 2 if kernel == "hvp" else width
-            slices = of_output // min(int(columns[2].split(", ")[1]), of_output)
+            slices = of_output // min(int(columns[1].split(", ")[1]), of_output)
             assert slices * float(columns[9]) == pytest.approx(count)
 
 

@@ -73,16 +73,17 @@ LIMITS = {
 }
 
 # Instructions of a lane for each score on an H100 by (precision, K): sweep by users, sweep by items, HVP. Read from
-# the compiled kernels (docs/kernels.md, "What they compile to"); a width in between takes the next one.
+# the compiled kernels (docs/kernels.md, "What they compile to"), times the slices of their output, each of which is a
+# sweep of its own; a width in between takes the next one.
 H100_INSTRUCTIONS: dict[tuple[Precision, int], tuple[float, float, float]] = {
-    ("bf16", 32): (23.3, 14.5, 28.2),
-    ("bf16", 64): (25.1, 14.8, 29.3),
-    ("bf16", 128): (32.4, 15.8, 30.2),
-    ("bf16", 256): (48.9, 33.4, 48.7),
-    ("fp32", 32): (42.1, 33.1, 50.0),
-    ("fp32", 64): (56.9, 51.5, 55.9),
-    ("fp32", 128): (167.5, 105.2, 164.5),
-    ("fp32", 256): (259.5, 162.8, 287.0),
+    ("bf16", 32): (23.0, 15.2, 27.0),
+    ("bf16", 64): (23.6, 15.2, 27.4),
+    ("bf16", 128): (32.0, 16.1, 28.9),
+    ("bf16", 256): (47.6, 33.1, 47.4),
+    ("fp32", 32): (44.5, 33.8, 50.2),
+    ("fp32", 64): (56.3, 39.3, 60.8),
+    ("fp32", 128): (209.4, 101.5, 161.5),
+    ("fp32", 256): (634.8, 311.0, 312.9),
 }
 
 
