@@ -22,8 +22,9 @@ _PLANS = {
 }
 _PAGE = """# Plots
 
-Each point is a defence: up is more accurate, left is harder to attack. Bars are 95 % intervals over training seeds where there are several. The numbers, how they
-were measured and by which command: [results](results.md). Made from `benchmarks/results/` when the site is built; hover for figures, drag to look closer.
+Each point is a defence: up is more accurate, left is harder to attack. Bars are 95 % intervals over training seeds
+where there are several. The numbers, how they were measured and by which command: [results](results.md). Made from
+`benchmarks/results/` when the site is built; hover for figures, drag to look closer.
 
 <script src="../assets/plotly.js"></script>
 
