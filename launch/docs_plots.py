@@ -39,8 +39,9 @@ def plots_page() -> str:
         for threat, label in _THREATS.items():
             points = [_point(name, of, threat) for name, of in found.items() if threat in of]
             if points:
-                data = json.dumps({"points": points, "x": label}).replace("<", "\\u003c")
+                data = json.dumps(points).replace("<", "\\u003c")
                 parts.append(
+                    f"Recall@20, to the right: {label[0].lower()}{label[1:]}\n\n"
                     f'<div class="plot" role="group" aria-label="{title}: Recall@20 against {label}">'
                     f'<script type="application/json">{data}</script></div>\n\n'
                 )

@@ -8,7 +8,7 @@ document$.subscribe(() => {
     const ink = getComputedStyle(document.querySelector("article")).color, line = "rgba(128, 128, 128, 0.3)";
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     for (const plot of plots) {
-      const { points, x } = JSON.parse(plot.querySelector("script").textContent);
+      const points = JSON.parse(plot.querySelector("script").textContent);
       const ground = plot.querySelector(".drawn") || plot.appendChild(Object.assign(document.createElement("div"), { className: "drawn" }));
       Plotly.react(ground, points.map((point, index) => ({
         type: "scatter", mode: "markers", name: point.name, x: [point.x], y: [point.y], cliponaxis: false,
@@ -16,9 +16,9 @@ document$.subscribe(() => {
         marker: { size: 11, color: COLOURS[index % COLOURS.length], symbol: SYMBOLS[index % SYMBOLS.length] },
         hovertemplate: `${point.name}: Recall@20 %{y:.4f}, %{x:.2f} % of the lists (seeds: ${point.seeds})<extra></extra>`,
       })), {
-        xaxis: { ...axis, title: { text: x }, rangemode: "tozero" }, yaxis: { ...axis, title: { text: "Recall@20" } },
-        margin: { l: 60, r: 24, t: 16, b: 48 }, height: 500, font: { color: ink }, hovermode: "closest",
-        legend: { orientation: "h", y: -0.2 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+        xaxis: { ...axis, rangemode: "tozero" }, yaxis: { ...axis, title: { text: "Recall@20" } },
+        margin: { l: 60, r: 24, t: 16, b: 32 }, height: 500, font: { color: ink }, hovermode: "closest",
+        legend: { orientation: "h", y: -0.12 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       }, { responsive: true, displaylogo: false });
     }
   };
