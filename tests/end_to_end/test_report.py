@@ -121,6 +121,8 @@ def test_what_is_not_a_run_or_of_an_older_version_is_refused(runs, tmp_path):
 @pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("light", 390)])
 def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_path, scheme, width):
     sync_api = pytest.importorskip("playwright.sync_api")
+    from axe_playwright_python.sync_playwright import Axe
+
     page_file = write_page(runs, tmp_path / "index.html")
     with sync_api.sync_playwright() as playwright:
         # The sandbox needs privileges that a container may lack; the page is our own.
@@ -139,6 +141,8 @@ def test_a_browser_draws_every_chart_and_asks_nothing_of_a_network(runs, tmp_pat
         )
         assert len(drawn) >= 9 and all(drawn), drawn
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page).response["violations"]
+        assert not [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 22, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
         # By keyboard: the first Tab reaches a link, and a key of a chart hides its line.
