@@ -13,6 +13,7 @@ from benchmarks.common import append, median_ratio, quantile, timed
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.evaluation.ranking import rank_split
 from uatmc_dist.parallel.item_parallel import ItemBlock
+from uatmc_kernels import topk_all_items
 
 _K, _HISTORY = 50, 8
 
@@ -45,12 +46,22 @@ def main() -> None:
             scores_BN[rows_E.to(device), columns_E.to(device)] = -torch.inf
             scores_BN.topk(_K, dim=1).indices.cpu()
 
-    seconds = timed({"ours": ours, "matrix and topk": matrix_and_topk}, arguments.repeats)
+    def in_float64() -> None:
+        items_in_float64 = items_NK.double()
+        for start in range(0, arguments.users, arguments.at_once):
+            users_B = torch.arange(start, min(start + arguments.at_once, arguments.users))
+            seen = known.within(users_B, 0, arguments.items)
+            seen = (seen[0].to(device), seen[1].to(device))
+            topk_all_items(users_UK[users_B].double(), items_in_float64, _K, seen=seen)[1].cpu()
+
+    ways = {"ours": ours, "matrix and topk": matrix_and_topk, "all in float64": in_float64}
+    seconds = timed(ways, arguments.repeats)
     sizes = {"U": arguments.users, "N": arguments.items, "K": arguments.width}
     for name, values in seconds.items():
         append("ranking", name, sizes, values, None, device=device.type)
         print(f"{name}: {quantile(values, 0.5):.2f} s")
-    print(f"ours takes {median_ratio(seconds['ours'], seconds['matrix and topk']):.2f} times as long")
+    for name in ("matrix and topk", "all in float64"):
+        print(f"ours takes {median_ratio(seconds['ours'], seconds[name]):.2f} times as long as {name}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from uatmc_dist.attacks.anchors import Anchors
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.evaluation.exact_topk import exact_topk
 from uatmc_dist.evaluation.ranking import UserRows
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.models.projectors import ContentModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk, sum_over_ranks
-from uatmc_kernels import topk_all_items
 
 _USERS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 4096
@@ -67,10 +67,9 @@ class Bars:
 def best_scores(user_rows: UserRows, num_users: int, items_nK: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
     """The k best scores of all users in float32, best first, nothing masked: [B, k], a block of users after the other.
     Collective where the items are shared out over ranks."""
-    items_in_float64 = items_nK.double()
     for start in range(0, num_users, _USERS_AT_ONCE):
         users_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, num_users)))
-        scores_Bk, ids_Bk = topk_all_items(users_BK.double(), items_in_float64, k)
+        scores_Bk, ids_Bk = exact_topk(users_BK, items_nK, k)
         yield merge_topk(scores_Bk.cpu(), ids_Bk.cpu())[0]
 
 

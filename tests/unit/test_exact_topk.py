@@ -1,0 +1,72 @@
+"""Float64 lists from float32 candidates: those of ranking all in float64, with ties, known positives and rounding."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from uatmc_dist.evaluation import exact_topk as module
+from uatmc_dist.evaluation.exact_topk import exact_topk
+from uatmc_kernels import topk_all_items
+
+
+def whole(users_BK, items_nK, k, seen):
+    return topk_all_items(users_BK.double(), items_nK.double(), k, seen=seen, implementation="reference")
+
+
+@pytest.fixture(autouse=True)
+def few_items_are_worth_it(monkeypatch):
+    monkeypatch.setattr(module, "_WORTH_RESCORING", 0)
+
+
+def assert_same(found, expected):
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000),
+    users=st.integers(1, 9),
+    items=st.integers(1, 120),
+    k=st.integers(1, 30),
+    levels=st.sampled_from([0, 1, 2, 5]),
+    scale=st.sampled_from([1e-12, 1.0, 1e6]),
+)
+def test_the_lists_are_those_of_float64(seed, users, items, k, levels, scale):
+    """`levels`: rows of few different values, so that many scores are equal; 0: of any."""
+    generator = torch.Generator().manual_seed(seed)
+    users_BK = scale * torch.randn(users, 7, generator=generator)
+    items_nK = torch.randn(items, 7, generator=generator)
+    if levels:
+        users_BK, items_nK = (users_BK / scale).round() * scale, (items_nK * levels).round() / levels
+    seen_BN = torch.rand(users, items, generator=generator) < 0.3
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), seen_BN.sum(1).cumsum(0)])
+    seen = offsets, seen_BN.nonzero()[:, 1]
+    k = min(k, items)
+    assert_same(exact_topk(users_BK, items_nK, k, seen), whole(users_BK, items_nK, k, seen))
+    assert_same(exact_topk(users_BK, items_nK, k), whole(users_BK, items_nK, k, None))
+
+
+def test_most_users_are_proven_and_the_others_ranked_anew(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    users_BK, items_nK = torch.randn(64, 32, generator=generator), torch.randn(3000, 32, generator=generator)
+    items_nK[100:200] = items_nK[100]  # a hundred equal items: for whom they are best nothing can be proven
+    users_BK[:5] = items_nK[100]
+    passes = []
+    monkeypatch.setattr(
+        module,
+        "topk_all_items",
+        lambda *given, **named: passes.append(len(given[0])) or topk_all_items(*given, **named),
+    )
+    found = exact_topk(users_BK, items_nK, 50)
+    assert passes[0] == 64 and 5 <= passes[1] <= 12 and len(passes) == 2
+    assert_same(found, whole(users_BK, items_nK, 50, None))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_ranked_as_in_float64(bad):
+    generator = torch.Generator().manual_seed(0)
+    users_BK, items_nK = torch.randn(4, 8, generator=generator), torch.randn(90, 8, generator=generator)
+    items_nK[7] = bad
+    assert_same(exact_topk(users_BK, items_nK, 10), topk_all_items(users_BK.double(), items_nK.double(), 10))
