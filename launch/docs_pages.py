@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from plotly.offline import get_plotlyjs
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +52,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links to files of the project that are not pages become their names."""
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links to files of the project that are not pages become their names; pictures in HTML are found from the page."""
+    if not page.is_homepage:
+        markdown = markdown.replace('"pictures/', '"../pictures/')
     return re.sub(r"\[([^\]]+)\]\(\s*(?:\.\./([^)]+)|(faults\.log))\)", r"\1 (`\2\3`)", markdown)
 
 

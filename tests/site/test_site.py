@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 SITE = ROOT / "build/site"
 CHROMIUM = chromium()
-PAGES = ("", "guide/", "tutorial/", "plots/", "results/", "configuration/", "kernels/", "reference/kernels/")
+PAGES = ("", "guide/", "tutorial/", "attacks/", "plots/", "results/", "configuration/", "reference/kernels/")
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the site is not opened in a browser"),
