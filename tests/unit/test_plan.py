@@ -23,7 +23,8 @@ from uatmc_dist.models.vbpr_own_users import OwnUsersContent
 from uatmc_dist.parallel.cost_model import H100_INSTRUCTIONS, step_cost
 from uatmc_dist.parallel.machine import Machine, h100, measured
 from uatmc_dist.parallel.memory_model import fits, memory_per_rank
-from uatmc_dist.parallel.planner import USABLE, candidates, plan, plan_tables, smallest_devices
+from uatmc_dist.parallel.placement import USABLE, plan_tables
+from uatmc_dist.parallel.planner import candidates, plan, smallest_devices
 from uatmc_dist.parallel.problem import Problem
 
 PHASES = "clean", "adversarial"
