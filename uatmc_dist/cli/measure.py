@@ -74,11 +74,13 @@ def attack(
     overrides: Overrides = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check of the attacks fails.")] = False,
 ) -> None:
-    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json.
+    """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json, and can be
+    resumed.
 
     Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.promotion import attack_model
+    from uatmc_dist.evaluation.tallies import KeptScenes
     from uatmc_dist.models.trained import ModelFile, TrainedModel
     from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_attacks
@@ -97,11 +99,13 @@ def attack(
         measured = partial(attack_model, model, catalog, config.attack, twin)
     if is_first and dense is not None:
         _tell_left_out(config.attack.attacks, dense.modalities)
+    kept = KeptScenes.of_run(run, config.attack, None if surrogate is None else surrogate[0], is_first)
     with shown("scenes", is_first) as progress:
-        report = measured(progress)
+        report = measured(progress, kept)
     if not is_first:
         process_group.leave()
     path = folder.write_json("attack.json", report)
+    kept.drop()
     print_attacks(console, run, report)
     tell_written(path)
     if on_ranks.is_launched():

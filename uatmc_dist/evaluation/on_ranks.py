@@ -20,6 +20,7 @@ from uatmc_dist.evaluation.ranking import Progress
 from uatmc_dist.evaluation.scenes import Bars, Cast, best_scores
 from uatmc_dist.evaluation.stage import LinearStage, lengths
 from uatmc_dist.evaluation.sweep import Swept, lowered
+from uatmc_dist.evaluation.tallies import KeptScenes
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.trained import ModelFile
 from uatmc_dist.parallel.item_parallel import ItemBlock
@@ -71,6 +72,7 @@ def attack_on_ranks(
     world: World,
     surrogate: tuple[Path, TrainingModel] | None,
     progress: Progress,
+    kept: KeptScenes,
 ) -> dict[str, Any]:
     """What attack.json holds (evaluation/promotion.py), anchors shared out over the ranks. Collective.
 
@@ -91,7 +93,7 @@ def attack_on_ranks(
     made_on = None if surrogate is None else surrogate[0]
     dense = attacked.dense
     threat_model = threat_model_of(attack, dense.modalities, dense.dim, is_linear, made_on)
-    return attack_on(LinearStage(attacked, twin, attack.k), catalog, attack, attacks, threat_model, progress)
+    return attack_on(LinearStage(attacked, twin, attack.k), catalog, attack, attacks, threat_model, progress, kept)
 
 
 def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, ...]) -> Cast:

@@ -8,7 +8,6 @@ Hit@k is the share of anchors that have the target among their k best items, not
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
 from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
 from uatmc_dist.evaluation.stage import AnyScene, GraphStage, LinearStage, Stage, lengths
+from uatmc_dist.evaluation.tallies import KeptScenes, Stratum, Tally
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
@@ -32,30 +32,13 @@ STRONGEST = "strongest"
 """For each target the attack that won most anchors."""
 
 
-@dataclass
-class _Tally:
-    """What one attack at one epsilon did to the targets of one stratum, target by target, seeds one after the other."""
-
-    after: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    rank_after: list[np.ndarray] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass
-class _Stratum:
-    before: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    rank_before: list[np.ndarray] = field(default_factory=list)
-    certified: dict[float | None, list[np.ndarray]] = field(default_factory=dict)
-    """By epsilon; None: any content."""
-    tallies: dict[tuple[str, float | None], _Tally] = field(default_factory=dict)
-
-
 def attack_model(
     model: LinearModel,
     catalog: Catalog,
     config: AttackConfig,
     surrogate: LinearModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    kept: KeptScenes | None = None,
 ) -> dict[str, Any]:
     """Attacks at every epsilon, in every stratum; returns what attack.json holds, checks included.
 
@@ -75,7 +58,7 @@ def attack_model(
     assert model.dense is not None
     made_on = None if surrogate is None else surrogate.path
     threat_model = threat_model_of(config, model.dense.modalities, model.v_Nd.shape[1], model.is_linear, made_on)
-    return attack_on(stage, catalog, config, attacks, threat_model, progress)
+    return attack_on(stage, catalog, config, attacks, threat_model, progress, kept or KeptScenes(None))
 
 
 def possible_attacks(config: AttackConfig, dense: Any, is_linear: bool, has_surrogate: bool) -> list[Attack]:
@@ -99,20 +82,30 @@ def attack_on(
     attacks: list[Attack],
     threat_model: dict[str, Any],
     progress: Callable[[int, int], None],
+    kept: KeptScenes,
 ) -> dict[str, Any]:
-    """What `attack_model` returns. `progress(done, total)` counts seeds x strata. Collective where the stage is shared
-    out over ranks."""
-    found: dict[str, _Stratum] = {}
-    restarts: dict[float | None, list[np.ndarray]] = {}
+    """What `attack_model` returns. `progress(done, total)` counts seeds x strata; what `kept` has is not done again.
+    Collective where the stage is shared out over ranks."""
+    found: dict[str, Stratum] = {}
     pools = strata(catalog)
-    first_scene: Any = None
+
+    def scenes(seed: int, stratum: str) -> Sequence[AnyScene]:
+        return stage.scenes(*draw_ids(config, seed, stratum, pools[stratum], catalog.num_users))
+
     for done, (seed, stratum) in enumerate((seed, stratum) for seed in config.seeds for stratum in pools):
-        chosen, anchors = draw_ids(config, seed, stratum, pools[stratum], catalog.num_users)
-        for scene in stage.scenes(chosen, anchors):
-            first_scene = first_scene or scene
-            _attack_scene(scene, config, attacks, seed, found.setdefault(stratum, _Stratum()), restarts)
+        of_seed = kept.done.get((seed, stratum))
+        if of_seed is None:
+            of_seed = Stratum()
+            for scene in scenes(seed, stratum):
+                _attack_scene(scene, config, attacks, seed, of_seed)
+            kept.add(seed, stratum, of_seed)
+        found.setdefault(stratum, Stratum()).extend(of_seed)
         progress(done + 1, len(config.seeds) * len(pools))
-    assert first_scene is not None
+    first_scene = scenes(config.seeds[0], next(iter(pools)))[0]
+    restarts: dict[float | None, list[np.ndarray]] = {}
+    for group in found.values():
+        for epsilon, of_scenes in group.restarts.items():
+            restarts.setdefault(epsilon, []).extend(of_scenes)
     results = [
         _result(stratum, name, epsilon, config, group, tally)
         for stratum, group in found.items()
@@ -151,16 +144,15 @@ def _attack_scene(
     config: AttackConfig,
     attacks: list[Attack],
     seed: int,
-    found: _Stratum,
-    restarts: dict[float | None, list[np.ndarray]],
+    found: Stratum,
 ) -> None:
-    """Adds what every attack does within every budget to `found`, and APGD's hits start by start to `restarts`."""
+    """Adds what every attack does within every budget."""
     targets, suffix = scene.targets, scene.suffix
     moved: dict[tuple[str, float | None], Any] = {}
     budgets = _budgets(config, targets.v_Td.shape[1])
     for index, attack in enumerate(attacks):
         for epsilon, budget in budgets.items():
-            tally = found.tallies.setdefault((attack.name + suffix, epsilon), _Tally())
+            tally = found.tallies.setdefault((attack.name + suffix, epsilon), Tally())
             start = time.monotonic()
             candidates = list(attack(targets, budget, generator(seed, index)))
             hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget)) for deltas in candidates])
@@ -168,12 +160,12 @@ def _attack_scene(
             moved[attack.name + suffix, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
             if attack.name + suffix == "apgd":
                 by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
-                restarts.setdefault(epsilon, []).append(by_start.mean(1).numpy())
+                found.restarts.setdefault(epsilon, []).append(by_start.mean(1).double().numpy())
     for epsilon, budget in budgets.items():
         certified_T = scene.certified_hits(budget)
         if certified_T is not None:
             found.certified.setdefault(epsilon, []).append(certified_T.numpy())
-        found.tallies.setdefault((STRONGEST + suffix, epsilon), _Tally())
+        found.tallies.setdefault((STRONGEST + suffix, epsilon), Tally())
     embeddings = [scene.clean, *moved.values()]
     ranks, hits = scene.mean_ranks(embeddings).numpy(), scene.hits_by_length(embeddings).numpy()
     if not suffix:
@@ -197,7 +189,7 @@ def _budgets(config: AttackConfig, dim: int) -> dict[float | None, Budget]:
     return balls | ({None: AnyContent()} if config.any_content else {})
 
 
-def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: float | None, k: int) -> None:
+def _add_strongest(found: Stratum, names: list[str], suffix: str, epsilon: float | None, k: int) -> None:
     """Of the newest scene: each target as the attack left it that won most anchors at k."""
     tallies = [found.tallies[name + suffix, epsilon] for name in names]
     winner_T = np.stack([tally.after[k][-1] for tally in tallies]).argmax(0)
@@ -211,7 +203,7 @@ def _add_strongest(found: _Stratum, names: list[str], suffix: str, epsilon: floa
 
 
 def _result(
-    stratum: str, attack: str, epsilon: float | None, config: AttackConfig, group: _Stratum, tally: _Tally
+    stratum: str, attack: str, epsilon: float | None, config: AttackConfig, group: Stratum, tally: Tally
 ) -> dict[str, Any]:
     k = config.k
     before, after = (np.concatenate(hits[k]) for hits in (group.before, tally.after))
