@@ -429,7 +429,7 @@ class Config(Section):
         except (OSError, ValueError, KeyError):
             raise ValueError(f"{path} is missing or damaged; run `uatmc calibrate {values['start_from']}`") from None
         if recommended is None:
-            raise ValueError(f"{path} recommends nothing; calibrate with content_attack.pixels that have 1, or words")
+            raise ValueError(f"{path} recommends nothing; calibrate with content_attack.pixels or content_attack.edits")
         return {**values, "adversarial": {**adversarial, **recommended["options"]}}
 
     @model_validator(mode="after")

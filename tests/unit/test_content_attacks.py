@@ -11,6 +11,7 @@ from PIL import Image
 from tests.unit.random_model import RandomModel, scene
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import ContentAttackConfig
+from uatmc_dist.content_attacks.calibration import calibrate
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.photos import as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import BestRow, Climb, Expa, Insa, PixelBall, best_rows, climb, single
@@ -226,3 +227,19 @@ def test_edited_words_climb_with_the_edits_and_stay_within_them():
     changed = search(rows, target, text, [3], few, judge=judge)[3]  # type: ignore[arg-type]
     assert set(changed.split()) <= {*rows.words[:8]}
     assert stuffed("a red coat", "Blue Wool Hat", 2) == "a red coat Blue Wool"
+
+
+def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_ones():
+    def record(attack, size, moved):
+        modality = "visual" if attack == "pixels" else "text"
+        moved = {f"{modality}_{norm}": moved for norm in ("l2", "linf")}
+        return {
+            "attack": attack, "size": size, "file": "png", "seed": 1, "item": 1, "before": 0.1, "after": 0.12,
+            "any_content": 0.5, "moved": moved,
+        }  # fmt: skip
+
+    words, large, small = record("words", 1, 0.2), record("pixels", 4, 0.6), record("pixels", 1, 0.3)
+    alone = calibrate([words, large], 50)["recommended"]
+    assert alone["options"]["epsilon"] == 0.6 and "pixels of 4" in alone["why"]
+    both = calibrate([words, large, small, record("pixels", 0.5, 0.1)], 50)["recommended"]
+    assert both["options"]["epsilon"] == 0.3 and "may be seen" not in both["why"]

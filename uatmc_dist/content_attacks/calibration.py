@@ -29,7 +29,7 @@ def calibrate(records: Sequence[Record], k: int) -> dict[str, Any]:
         for written in [_best_files(records, attack)]
         for size in dict.fromkeys(record["size"] for record in written)
     ]
-    unseen = [entry for entry in entries if entry["size"] == _UNSEEN[entry["attack"]]]
+    unseen = [_unseen(entries, attack) for attack in dict.fromkeys(entry["attack"] for entry in entries)]
     return {"k": k, "covered": _COVERED, "sizes": entries, "recommended": _recommended(unseen)}
 
 
@@ -60,8 +60,18 @@ def _entry(attack: str, size: float, records: Sequence[Record], k: int) -> dict[
     }
 
 
+def _unseen(entries: Sequence[dict[str, Any]], attack: str) -> dict[str, Any]:
+    """Of an attack the entry of the change that nobody notices; where it was not measured, of the next larger one, or
+    of the largest: a modality must not be left out for it."""
+    size = _UNSEEN[attack]
+    return min(
+        (entry for entry in entries if entry["attack"] == attack),
+        key=lambda entry: (entry["size"] < size, abs(entry["size"] - size)),
+    )
+
+
 def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """None where the smallest changes were not measured."""
+    """None where nothing was measured."""
     if not unseen:
         return None
     shares = {entry["modality"]: entry["share_of_any_content"] or 0.0 for entry in unseen}
@@ -72,4 +82,7 @@ def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     else:
         options = {"budget": "ball", "epsilon": radius, "adversary": "uat"}
         why = f"{_COVERED:.0%} of the unseen changes stay within this radius (l2)"
+    larger = [f"{e['attack']} of {e['size']:g}" for e in unseen if e["size"] > _UNSEEN[e["attack"]]]
+    if larger:
+        why += f"; nothing smaller was measured than {' and '.join(larger)}, which may be seen"
     return {"options": options, "why": why, "share_of_any_content": shares}
