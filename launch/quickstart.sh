@@ -51,3 +51,4 @@ for name in quickstart-shop quickstart-shop-certified; do
         'content_attack.pixels=[4]' 'content_attack.edits=[1]' 'content_attack.formats=[png]' content_attack.steps=16
 done
 uatmc report runs/quickstart-shop runs/quickstart-shop-certified --out runs/quickstart-photos.html
+[ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] || echo "next: source .venv/bin/activate, then uatmc --help, or your own shop (README.md)"
