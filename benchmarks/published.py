@@ -227,10 +227,10 @@ def figures(run: Path) -> dict[str, float]:
     return found
 
 
-def table(catalog: Path, seeds: Sequence[int]) -> str:
+def table(catalog: Path, backbones: Sequence[str], seeds: Sequence[int]) -> str:
     rows = []
-    for kind, deviations in DEVIATIONS.items():
-        for name, deviation in deviations.items():
+    for kind in backbones:
+        for name, deviation in DEVIATIONS[kind].items():
             runs = {adversary: f"{name}-{adversary_of(deviation, adversary)}" for adversary in ("uat", "uat_mc")}
             found = {
                 adversary: [figures(run_of(catalog.name, kind, run, seed)) for seed in seeds]
@@ -256,14 +256,15 @@ def main() -> None:
         return
     parser = document_parser(__doc__)
     parser.add_argument("catalog", type=Path)
+    parser.add_argument("--backbones", nargs="+", choices=tuple(DEVIATIONS), default=list(DEVIATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for kind, deviations in DEVIATIONS.items():
-            for name in deviations:
+        for kind in arguments.backbones:
+            for name in DEVIATIONS[kind]:
                 for adversary in ("uat", "uat_mc"):
                     print(f"{make(arguments.catalog, kind, name, adversary, seed)}: done", flush=True)
-    text = table(arguments.catalog, arguments.seeds)
+    text = table(arguments.catalog, arguments.backbones, arguments.seeds)
     print(text)
     if arguments.write is not None:
         replace_block(arguments.write, f"published-{arguments.catalog.name}", text)
