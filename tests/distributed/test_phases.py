@@ -69,7 +69,7 @@ def test_tensorboard_has_curves_of_robustness_and_the_options(finished):
     )
     assert events.Scalars("best/valid/recall@20")[0].value == pytest.approx(best)
     parts = events.summary_metadata
-    assert "_hparams_/session_start_info" in parts and b"adversarial.epsilon" in str(parts).encode()
+    assert "_hparams_/session_start_info" in parts and b"adversarial.epochs" in str(parts).encode()
 
 
 def test_an_attack_while_training_leaves_no_trace(write_config, tmp_path):

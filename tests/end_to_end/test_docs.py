@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import typer
 from tests.conftest import ROOT, UATMC, environment
 from uatmc_dist.cli import app
 from uatmc_dist.config import load_config
+from uatmc_dist.data import synthetic_shop
 
 PAGES = [
     "README.md",
@@ -88,13 +88,7 @@ def _check_training(words: list[str]) -> None:
 
 def test_a_shop_does_what_the_readme_says(tmp_path):
     """The block "Your own shop", on a drawn shop; fewer epochs, targets and attacks, nothing else left out."""
-    drawn = tmp_path / "drawn"
-    uatmc = " ".join(map(shlex.quote, UATMC))
-    made = f"{uatmc} data synthesize {drawn} --photos --users 120 --items 90 --interactions 900"
-    subprocess.run(shlex.split(made), cwd=tmp_path, env=environment(), check=True, capture_output=True)
-    for name in ("orders.csv", "articles.csv"):
-        shutil.copy(drawn / "shop" / name, tmp_path / name)
-    shutil.copytree(drawn / "shop/photos", tmp_path / "photos")
+    synthetic_shop.synthesize_shop(tmp_path, users=120, items=90, interactions=900, seed=0)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"## Your own shop\n\n((?: {4}.*\n)+)", text)
     small = {
