@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from uatmc_dist.config import Config
+from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
@@ -45,7 +45,7 @@ def load_blocks(
         update={"adversarial": config.adversarial.model_copy(update={"projected_precision": "fp32"})}
     )
     # The phase whose projectors are frozen: features are projected once, block by block.
-    phase = "adversarial" if config.model.content else "clean"
+    phase: PhaseName = "adversarial" if config.model.content else "clean"
     known = KnownPositives.of_training(catalog)
     model = backbone(config.model).training_model(catalog, known, exact, world, phase, weights, progress)
     for table in model.tables:
@@ -53,9 +53,14 @@ def load_blocks(
     return model
 
 
+def _is_linear(config: Config) -> bool:
+    trained: Any = backbone(config.model).trained_model
+    return trained.is_linear
+
+
 def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Swept:
     """What a certificate goes over. Collective. Raises UserError for a model without a certificate."""
-    check_certifiable(config.model.content, backbone(config.model).trained_model.is_linear)
+    check_certifiable(config.model.content, _is_linear(config))
     ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
     users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
     best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
@@ -77,7 +82,7 @@ def attack_on_ranks(
     """What attack.json holds (evaluation/promotion.py), anchors shared out over the ranks. Collective.
 
     Raises UserError for a model that is not of linear fusion: MMGCN's attacks move the whole graph along."""
-    is_linear, attack = backbone(config.model).trained_model.is_linear, config.attack
+    is_linear, attack = _is_linear(config), config.attack
     attacks = possible_attacks(attack, model.dense if config.model.content else None, is_linear, surrogate is not None)
     if not is_linear:
         raise UserError(

@@ -90,9 +90,11 @@ class Cast:
     def whole(cls, model: LinearModel, ks: tuple[int, ...]) -> "Cast":
         assert model.dense is not None
         users_UK, block = model.users_UK, ItemBlock(len(model.v_Nd), 0, 1)
-        rows = model.identity_Nd, model.v_Nd, model.t_Nd
-        users, content = (lambda ids_B: users_UK[ids_B]), (lambda ids_m: tuple(of_all[ids_m] for of_all in rows))
-        return cls(block, users, Bars.of(model, ks), content, model.dense)
+
+        def content_rows(ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return model.identity_Nd[ids_m], model.v_Nd[ids_m], model.t_Nd[ids_m]
+
+        return cls(block, lambda ids_B: users_UK[ids_B], Bars.of(model, ks), content_rows, model.dense)
 
     def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
         """Collective: rows of the targets travel, anchors' to the rank that has them here."""
