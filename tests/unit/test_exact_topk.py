@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uatmc_dist.evaluation import exact_topk as module
-from uatmc_dist.evaluation.exact_topk import exact_topk
+from uatmc_dist.evaluation.exact_topk import ExactTopk
 from uatmc_kernels import topk_all_items
 
 
@@ -44,8 +44,8 @@ def test_the_lists_are_those_of_float64(seed, users, items, k, levels, scale):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), seen_BN.sum(1).cumsum(0)])
     seen = offsets, seen_BN.nonzero()[:, 1]
     k = min(k, items)
-    assert_same(exact_topk(users_BK, items_nK, k, seen), whole(users_BK, items_nK, k, seen))
-    assert_same(exact_topk(users_BK, items_nK, k), whole(users_BK, items_nK, k, None))
+    assert_same(ExactTopk(items_nK)(users_BK, k, seen), whole(users_BK, items_nK, k, seen))
+    assert_same(ExactTopk(items_nK)(users_BK, k), whole(users_BK, items_nK, k, None))
 
 
 def test_most_users_are_proven_and_the_others_ranked_anew(monkeypatch):
@@ -59,7 +59,7 @@ def test_most_users_are_proven_and_the_others_ranked_anew(monkeypatch):
         "topk_all_items",
         lambda *given, **named: passes.append(len(given[0])) or topk_all_items(*given, **named),
     )
-    found = exact_topk(users_BK, items_nK, 50)
+    found = ExactTopk(items_nK)(users_BK, 50)
     assert passes[0] == 64 and 5 <= passes[1] <= 12 and len(passes) == 2
     assert_same(found, whole(users_BK, items_nK, 50, None))
 
@@ -69,4 +69,4 @@ def test_what_is_not_finite_is_ranked_as_in_float64(bad):
     generator = torch.Generator().manual_seed(0)
     users_BK, items_nK = torch.randn(4, 8, generator=generator), torch.randn(90, 8, generator=generator)
     items_nK[7] = bad
-    assert_same(exact_topk(users_BK, items_nK, 10), topk_all_items(users_BK.double(), items_nK.double(), 10))
+    assert_same(ExactTopk(items_nK)(users_BK, 10), topk_all_items(users_BK.double(), items_nK.double(), 10))

@@ -3,6 +3,8 @@
 B  users    n  items    K  width of an embedding    c  candidates
 """
 
+from functools import cached_property
+
 import torch
 
 from uatmc_kernels import topk_all_items
@@ -14,35 +16,56 @@ _SPARE = 16
 """Candidates beyond k. With fewer more users fall back, with more rescoring costs more (benchmarks/ranking.py)."""
 
 
-def exact_topk(
-    users_BK: torch.Tensor, items_nK: torch.Tensor, k: int, seen: tuple[torch.Tensor, torch.Tensor] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `topk_all_items` gives for these float32 rows in float64: (scores_Bk float32, ids_Bk), equal scores ordered
-    by item, so that the lists do not depend on how the items are cut into blocks.
+class ExactTopk:
+    """Of one block of items, for many batches of users: what does not depend on the users is computed once."""
 
-    An item that is no candidate has a float32 score of at most the last candidate's, c, so a true one of at most c + e,
-    with e the most that float32 may be off. Where the k-th best rescored candidate is above that, no other item belongs
-    on the list. Users for whom this does not hold, by ties or by chance, are ranked in float64.
-    """
-    wanted = min(k + _SPARE, len(items_nK))
-    pays = users_BK.device.type != "cpu" or len(items_nK) >= _WORTH_RESCORING
-    if wanted <= k or not pays:
-        return topk_all_items(users_BK.double(), items_nK.double(), k, seen=seen)
-    scores_Bc, ids_Bc = topk_all_items(users_BK, items_nK, wanted, seen=seen)
-    last_B = scores_Bc[:, -1].double()
-    ids_Bc = ids_Bc.sort(dim=1).values
-    exact_Bc = _rescored(users_BK, items_nK, ids_Bc)
-    ordered, place = exact_Bc.sort(dim=1, descending=True, stable=True)
-    scores_Bk, ids_Bk = ordered[:, :k].contiguous(), ids_Bc.gather(1, place[:, :k])
-    off_B = _off(users_BK, items_nK)
-    # Fewer than were asked for: every item that is left is a candidate.
-    proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + off_B)
-    if not bool(proven_B.all()):
-        rest_F = (~proven_B).nonzero().squeeze(1)
-        of_rest = None if seen is None else _rows_of(seen, rest_F)
-        scores_Fk, ids_Fk = topk_all_items(users_BK[rest_F].double(), items_nK.double(), k, seen=of_rest)
-        scores_Bk[rest_F], ids_Bk[rest_F] = scores_Fk, ids_Fk
-    return scores_Bk, ids_Bk
+    def __init__(self, items_nK: torch.Tensor) -> None:
+        self._items_nK = items_nK
+
+    def __call__(
+        self, users_BK: torch.Tensor, k: int, seen: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `topk_all_items` gives for these float32 rows in float64: (scores_Bk float32, ids_Bk), equal scores
+        ordered by item, so that the lists do not depend on how the items are cut into blocks.
+
+        An item that is no candidate has a float32 score of at most the last candidate's, c, so a true one of at most
+        c + e, with e the most that float32 may be off. Where the k-th best rescored candidate is above that, no other
+        item belongs on the list. Users for whom this does not hold, by ties or by chance, are ranked in float64.
+        """
+        items_nK = self._items_nK
+        wanted = min(k + _SPARE, len(items_nK))
+        pays = users_BK.device.type != "cpu" or len(items_nK) >= _WORTH_RESCORING
+        if wanted <= k or not pays:
+            return topk_all_items(users_BK.double(), self._in_float64, k, seen=seen)
+        scores_Bc, ids_Bc = topk_all_items(users_BK, items_nK, wanted, seen=seen)
+        last_B = scores_Bc[:, -1].double()
+        ids_Bc = ids_Bc.sort(dim=1).values
+        exact_Bc = _rescored(users_BK, items_nK, ids_Bc)
+        ordered, place = exact_Bc.sort(dim=1, descending=True, stable=True)
+        scores_Bk, ids_Bk = ordered[:, :k].contiguous(), ids_Bc.gather(1, place[:, :k])
+        # Fewer than were asked for: every item that is left is a candidate.
+        proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + self._off(users_BK))
+        if not bool(proven_B.all()):
+            rest_F = (~proven_B).nonzero().squeeze(1)
+            of_rest = None if seen is None else _rows_of(seen, rest_F)
+            scores_Fk, ids_Fk = topk_all_items(users_BK[rest_F].double(), self._in_float64, k, seen=of_rest)
+            scores_Bk[rest_F], ids_Bk[rest_F] = scores_Fk, ids_Fk
+        return scores_Bk, ids_Bk
+
+    @cached_property
+    def _in_float64(self) -> torch.Tensor:
+        return self._items_nK.double()
+
+    @cached_property
+    def _longest(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(self._items_nK, dim=1).amax().double()
+
+    def _off(self, users_BK: torch.Tensor) -> torch.Tensor:
+        """More than a float32 score of these users may be off, [B] float64: K roundings of 2^-24 in any order, relative
+        to |u| |v|, and as much again for three TF32 products (22 bits of each factor) and sums that are cut, not
+        rounded."""
+        relative = (users_BK.shape[1] + 64) * 2.0**-22
+        return relative * torch.linalg.vector_norm(users_BK, dim=1).double() * self._longest
 
 
 def _rescored(users_BK: torch.Tensor, items_nK: torch.Tensor, ids_Bc: torch.Tensor) -> torch.Tensor:
@@ -57,14 +80,6 @@ def _rescored(users_BK: torch.Tensor, items_nK: torch.Tensor, ids_Bc: torch.Tens
         rows_bcK = items_nK[ids_Bc[part].clamp(min=0)].double()
         exact_Bc[part] = torch.bmm(rows_bcK, users_BK[part].double()[:, :, None]).squeeze(2)
     return exact_Bc.masked_fill_(ids_Bc < 0, -torch.inf)
-
-
-def _off(users_BK: torch.Tensor, items_nK: torch.Tensor) -> torch.Tensor:
-    """More than a float32 score of these users may be off, [B] float64: K roundings of 2^-24 in any order, relative to
-    |u| |v|, and as much again for three TF32 products (22 bits of each factor) and sums that are cut, not rounded."""
-    relative = (users_BK.shape[1] + 64) * 2.0**-22
-    longest = torch.linalg.vector_norm(items_nK, dim=1).amax().double()
-    return relative * torch.linalg.vector_norm(users_BK, dim=1).double() * longest
 
 
 def _rows_of(seen: tuple[torch.Tensor, torch.Tensor], rows_F: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from uatmc_dist.config import METRIC_KS
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.evaluation.exact_topk import exact_topk
+from uatmc_dist.evaluation.exact_topk import ExactTopk
 from uatmc_dist.models.backbone import Ranking
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
@@ -58,11 +58,12 @@ def rank_split(
     Scores are computed in float64 and compared in float32 with ties broken by item, so that the figures are
     the same on any number of ranks. Collective.
     """
+    best_here = ExactTopk(items_nK)
 
     def best(users_B: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         seen = known.within(users_B, block.lo, block.hi)
         seen = (seen[0].to(items_nK.device), seen[1].to(items_nK.device))
-        scores_Bk, ids_Bk = exact_topk(user_rows(users_B), items_nK, k, seen)
+        scores_Bk, ids_Bk = best_here(user_rows(users_B), k, seen)
         return merge_topk(scores_Bk.cpu(), torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1).cpu())
 
     return rank_lists(best, split, num_users, block.num_items, users_per_batch, progress, on_ranked)

@@ -16,7 +16,7 @@ from uatmc_dist.attacks.anchors import Anchors
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
-from uatmc_dist.evaluation.exact_topk import exact_topk
+from uatmc_dist.evaluation.exact_topk import ExactTopk
 from uatmc_dist.evaluation.ranking import UserRows
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.models.projectors import ContentModel
@@ -67,9 +67,10 @@ class Bars:
 def best_scores(user_rows: UserRows, num_users: int, items_nK: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
     """The k best scores of all users in float32, best first, nothing masked: [B, k], a block of users after the other.
     Collective where the items are shared out over ranks."""
+    best_here = ExactTopk(items_nK)
     for start in range(0, num_users, _USERS_AT_ONCE):
         users_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, num_users)))
-        scores_Bk, ids_Bk = exact_topk(users_BK, items_nK, k)
+        scores_Bk, ids_Bk = best_here(users_BK, k)
         yield merge_topk(scores_Bk.cpu(), ids_Bk.cpu())[0]
 
 
