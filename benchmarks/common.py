@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import statistics
 import time
 import urllib.parse
@@ -124,27 +123,42 @@ def with_interval(values: list[float], form: str) -> str:
     return f"{mean} ± {half:{form.removeprefix('+')}}"
 
 
-def chromium() -> str | None:
-    """The browser of this machine, where it has one."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 def write_picture(figure: Any, path: Path, width: int = 800, height: int = 480) -> Path:
     """SVG of a plotly figure, drawn by the chromium that is there."""
     from playwright.sync_api import sync_playwright
     from plotly.offline import get_plotlyjs
 
-    browser = chromium()
-    if browser is None:
+    from uatmc_dist.evaluation.report.pdf import installed_browser
+
+    found = installed_browser()
+    if found is None:
         raise SystemExit(f"{path}: no chromium on this machine to draw it; install chromium")
     with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        page = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]).new_page()
         page.add_script_tag(content=get_plotlyjs())
         options = f"{{format: 'svg', width: {width}, height: {height}}}"
         url = page.evaluate(f"Plotly.toImage({figure.to_json()}, {options})")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(urllib.parse.unquote(url.split(",", 1)[1]), encoding="utf-8")
     return path
+
+
+SCHEMES = {"light": ("#ffffff", "#24292f", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#30363d")}
+"""Ground, ink and lines of a picture that stands in a light or a dark document."""
+
+
+def style(figure: Any, scheme: str, xaxis: dict[str, Any], yaxis: dict[str, Any]) -> None:
+    """The looks that a document's pictures share."""
+    ground, ink, line = SCHEMES[scheme]
+    figure.update_layout(
+        paper_bgcolor=ground,
+        plot_bgcolor=ground,
+        font={"color": ink, "size": 13},
+        margin={"l": 70, "r": 20, "t": 20, "b": 110},
+        legend={"orientation": "h", "y": -0.24},
+        xaxis={"gridcolor": line, **xaxis},
+        yaxis={"gridcolor": line, **yaxis},
+    )
 
 
 def one_thread() -> dict[str, str]:

@@ -10,13 +10,12 @@ from typing import Any
 import plotly.graph_objects as go
 from PIL import Image, ImageChops
 
-from benchmarks.common import write_picture
+from benchmarks.common import SCHEMES, style, write_picture
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
 
 _PICTURES = Path("docs/pictures")
 _SHOP, _ATTACKED = Path("runs/quickstart-shop"), {"undefended": "none", "certified": "certified"}
 _AMPLIFIED, _ENLARGED = 30, 2
-_SCHEMES = {"light": ("#ffffff", "#24292f", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#30363d")}
 _COLOURS = {"undefended": "#d1495b", "certified": "#3a7ca5"}
 
 
@@ -31,7 +30,6 @@ def attacked_photo(risen: dict[str, Any]) -> Image.Image:
 
 
 def attack_and_certificate(scheme: str) -> go.Figure:
-    background, ink, line = _SCHEMES[scheme]
     figure = go.Figure()
     for name, run in _ATTACKED.items():
         attack = json.loads(Path(f"runs/quickstart-{run}/attack.json").read_text())
@@ -49,15 +47,7 @@ def attack_and_certificate(scheme: str) -> go.Figure:
                 name=f"{name}: {label}",
                 line={"color": _COLOURS[name], "dash": dash},
             )
-    figure.update_layout(
-        paper_bgcolor=background,
-        plot_bgcolor=background,
-        font={"color": ink, "size": 13},
-        margin={"l": 70, "r": 20, "t": 20, "b": 110},
-        legend={"orientation": "h", "y": -0.24},
-        xaxis={"title": "ε", "gridcolor": line},
-        yaxis={"title": "lists with a random attacked item, %", "gridcolor": line, "rangemode": "tozero"},
-    )
+    style(figure, scheme, {"title": "ε"}, {"title": "lists with a random attacked item, %", "rangemode": "tozero"})
     return figure
 
 
@@ -66,7 +56,7 @@ def main() -> None:
     photo = _PICTURES / "attacked-photo.png"
     attacked_photo(risen).save(photo, optimize=True)
     print(f"written: {photo}; from {risen['before']:.1%} of the lists to {risen['after']:.1%} with {risen['attack']}")
-    for scheme in _SCHEMES:
+    for scheme in SCHEMES:
         path = write_picture(attack_and_certificate(scheme), _PICTURES / f"certificate-{scheme}.svg", 760, 420)
         print(f"written: {path}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from benchmarks.common import RESULTS, write_picture
+from benchmarks.common import RESULTS, SCHEMES, style, write_picture
 
 _CATALOG = "hmfashion"
 _SHOWN = {
@@ -27,7 +27,6 @@ _BELOW = {"uat": "bottom left", "amr": "bottom right"}
 _ATTACK, _CERTIFICATE = "random 0.05 strongest", "certified linf paper 0.05"
 _EASE = 0.1762
 """Recall@20 of EASE on the same split (docs/results.md, Accuracy)."""
-_SCHEMES = {"light": ("#ffffff", "#24292f", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#30363d")}
 _ATTACKED, _CERTIFIED = "#d1495b", "#3a7ca5"
 
 
@@ -41,7 +40,7 @@ def figures(path: Path) -> dict[str, dict[str, float]]:
 
 
 def picture(found: dict[str, dict[str, float]], scheme: str) -> go.Figure:
-    background, ink, line = _SCHEMES[scheme]
+    _, ink, line = SCHEMES[scheme]
     figure = go.Figure()
     for name in _SHOWN:
         one = found[name]
@@ -61,27 +60,23 @@ def picture(found: dict[str, dict[str, float]], scheme: str) -> go.Figure:
             name=label,
         )
     figure.add_hline(y=_EASE, line={"dash": "dot", "color": ink}, annotation_text="EASE: no content, nothing to attack")
-    figure.update_layout(
-        paper_bgcolor=background,
-        plot_bgcolor=background,
-        font={"color": ink, "size": 13},
-        margin={"l": 70, "r": 20, "t": 20, "b": 110},
-        legend={"orientation": "h", "y": -0.24},
-        xaxis={
+    style(
+        figure,
+        scheme,
+        {
             "title": "users who get a random attacked item into their 50 best, % (logarithmic)",
             "type": "log",
             "range": [np.log10(1.5), np.log10(70)],
             "tickvals": [2, 4, 6, 10, 20, 40, 60],
-            "gridcolor": line,
         },
-        yaxis={"title": "Recall@20", "gridcolor": line, "tickformat": ".3f", "range": [0.173, 0.208]},
+        {"title": "Recall@20", "tickformat": ".3f", "range": [0.173, 0.208]},
     )
     return figure
 
 
 def main() -> None:
     found = figures(RESULTS.parent / f"defences-vbpr-{_CATALOG}.csv")
-    for scheme in _SCHEMES:
+    for scheme in SCHEMES:
         path = write_picture(picture(found, scheme), Path(f"docs/pictures/tradeoff-{scheme}.svg"), 860, 460)
         print(f"written: {path}")
 

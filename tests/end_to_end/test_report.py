@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.common import chromium
 from conftest import on_ranks, run_uatmc
 from uatmc_dist.cli import app
 from uatmc_dist.errors import UserError
@@ -18,9 +17,10 @@ from uatmc_dist.evaluation import promotion
 from uatmc_dist.evaluation.report.accuracy import accuracy
 from uatmc_dist.evaluation.report.findings import findings
 from uatmc_dist.evaluation.report.page import write_page
+from uatmc_dist.evaluation.report.pdf import installed_browser
 from uatmc_dist.evaluation.report.sources import RunFiles
 
-CHROMIUM = chromium()
+CHROMIUM = installed_browser()
 NO_BROWSER = "no chromium on this machine: the report page is not opened in a browser"
 
 

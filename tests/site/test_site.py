@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from benchmarks.common import chromium
 from tests.conftest import ROOT
+from uatmc_dist.evaluation.report.pdf import installed_browser
 
 SITE = ROOT / "build/site"
-CHROMIUM = chromium()
+CHROMIUM = installed_browser()
 PAGES = ("", "guide/", "tutorial/", "attacks/", "plots/", "results/", "configuration/", "reference/kernels/")
 
 pytestmark = [

@@ -96,16 +96,16 @@ def _costs(run: RunFiles, runs: Sequence[RunFiles]) -> Iterator[Finding]:
     twins = [other for other in others if other.start_from == run.start_from] or [
         other for other in others if other.path.resolve() == run.start_from
     ]
-    if not twins or twins[0].evaluation is None or twins[0].attack is None or not (run.evaluation and run.attack):
+    if not twins:
         return
-    twin, k = twins[0], run.attack["k"]
-    common = set(run.attack["epsilons"]) & set(twins[0].attack["epsilons"])
+    twin = twins[0]
+    assert run.evaluation and run.attack and twin.evaluation and twin.attack  # which have a protocol have both
+    k, common = run.attack["k"], set(run.attack["epsilons"]) & set(twin.attack["epsilons"])
     if not common:
         return
-    recall = run.evaluation["recall@20"], twins[0].evaluation["recall@20"]
+    recall = run.evaluation["recall@20"], twin.evaluation["recall@20"]
     hits = tuple(
-        find_result(report["results"], STRONGEST, max(common))[f"hit@{k}_after"]
-        for report in (run.attack, twins[0].attack)
+        find_result(report["results"], STRONGEST, max(common))[f"hit@{k}_after"] for report in (run.attack, twin.attack)
     )
     change = recall[0] / recall[1] - 1 if recall[1] else 0.0
     says = (
