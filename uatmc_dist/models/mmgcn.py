@@ -86,18 +86,15 @@ class MMGCNContent(Projectors):
 
     def embed(self, graph: BipartiteGraph, identity: Nodes, preference: Modal, z: Modal) -> Nodes:
         """r of this rank's users and items. Collective."""
-        total: Nodes | None = None
         split = [len(identity.users_ud), len(identity.items_nd)]
         identity_d = torch.cat(identity)
-        for modality in self.modalities:
-            rows = F.normalize(torch.cat([preference[modality], self.latent(modality, z[modality])]), dim=1)
-            for layer in self.layers(modality):
-                mean = torch.cat(graph.propagate(*(rows @ layer.theta).split(split)))
-                rows = layer(rows, mean, identity_d)
-            part = Nodes(*rows.split(split))
-            total = part if total is None else Nodes(*(a + b for a, b in zip(total, part, strict=True)))
-        assert total is not None
-        return Nodes(*(rows / len(self.modalities) for rows in total))
+        rows = [F.normalize(torch.cat([preference[m], self.latent(m, z[m])]), dim=1) for m in self.modalities]
+        for layers in zip(*map(self.layers, self.modalities), strict=True):
+            # Side by side, so that the modalities share what waits: a gather a side, and the reading of the edges.
+            sent = torch.cat([part @ layer.theta for part, layer in zip(rows, layers, strict=True)], dim=1)
+            means = torch.cat(graph.propagate(*sent.split(split))).split([part.shape[1] for part in rows], dim=1)
+            rows = [layer(*given, identity_d) for layer, *given in zip(layers, rows, means, strict=True)]
+        return Nodes(*(torch.stack(rows).sum(0) / len(rows)).split(split))
 
 
 def latent_widths(dim: int) -> dict[str, int]:

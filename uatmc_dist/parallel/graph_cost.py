@@ -1,7 +1,7 @@
 """What MMGCN's graph convolutions cost on one rank: work of a step, and what is kept for its gradients.
 
 A pass forward through the convolutions of one modality does three dense products a layer for each of this rank's u + n
-nodes, and multiplies the adjacency with the gathered rows of the other side.
+nodes, and multiplies the adjacency with the gathered rows of the other side, both modalities' side by side.
 
     U, N  users and items    E  training pairs    d  embedding_dim    w  width of what enters a layer
 """
@@ -42,9 +42,10 @@ def propagation_work(problem: Problem, ranks: int) -> Iterator[tuple[str, Work]]
     )
     edges = problem.interactions / ranks
     # A row of the other side read for each edge, beside its column and its weight; the mean written.
-    moved = sum(_SIDES * edges * (width * FLOAT + INDEX + FLOAT) + rows * width * FLOAT for width in widths)
-    gathered = sum((problem.users + problem.items) * width * FLOAT for width in widths)
-    calls = sparse * _SIDES * len(widths) if ranks > 1 else 0
+    layers = [sum(widths) for widths in problem.layer_widths()]
+    moved = sum(_SIDES * edges * (width * FLOAT + INDEX + FLOAT) + rows * width * FLOAT for width in layers)
+    gathered = sum((problem.users + problem.items) * width * FLOAT for width in layers)
+    calls = sparse * _SIDES * len(layers) if ranks > 1 else 0
     yield (
         "products with the adjacency",
         Work(
@@ -66,7 +67,7 @@ def kept_floats(problem: Problem, ranks: int) -> float:
 
 def gathered_floats(problem: Problem) -> float:
     """Rows of the widest layer of all users or all items, one side at a time, and their gradient."""
-    return 2.0 * max(problem.users, problem.items) * max(problem.convolution_widths())
+    return 2.0 * max(problem.users, problem.items) * max(map(sum, problem.layer_widths()))
 
 
 def adjacency_bytes(problem: Problem, ranks: int) -> float:

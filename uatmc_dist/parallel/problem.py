@@ -124,8 +124,12 @@ class Problem:
 
     def convolution_widths(self) -> list[int]:
         """Width of what enters each convolution, the visual ones first."""
+        return [width for modality in zip(*self.layer_widths(), strict=True) for width in modality]
+
+    def layer_widths(self) -> list[tuple[int, int]]:
+        """Of each layer (visual, text): what travels side by side."""
         dim = self.embedding_dim
-        return [4 * dim, dim, dim, dim, dim, dim]
+        return [(4 * dim, dim), (dim, dim), (dim, dim)]
 
     def convolutions(self) -> int:
         """The visual latent layer, and Theta, B, b, C, c of each convolution."""
