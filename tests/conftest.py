@@ -102,9 +102,9 @@ def train(*arguments: str | Path) -> subprocess.CompletedProcess:
     return nursery.run(1, ["train.py", *map(str, arguments)], ROOT, environment(), timeout=600)
 
 
-def run_uatmc(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
+def run_uatmc(*arguments: str | Path, check: bool = True, folder: Path = ROOT) -> subprocess.CompletedProcess:
     """One `uatmc` command."""
-    done = nursery.run(1, ["tests/uatmc.py", *map(str, arguments)], ROOT, environment(), timeout=600)
+    done = nursery.run(1, [UATMC[-1], *map(str, arguments)], folder, environment(), timeout=600)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -16,7 +16,9 @@ from pathlib import Path
 from unittest import mock
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["uatmc_dist.training", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"])
+_FORKS.set_forkserver_preload(
+    ["uatmc_dist.training", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard", "torch._dynamo"]
+)
 
 
 def run(

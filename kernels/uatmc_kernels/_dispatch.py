@@ -5,8 +5,9 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -18,6 +19,13 @@ Seen = tuple[torch.Tensor, torch.Tensor]
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16)
 _LOG = logging.getLogger("uatmc_kernels")
+
+
+def _constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compiler.assume_constant_result, without the second that its import of torch._dynamo takes from every start
+    of a program; tests/kernels/test_library.py compiles with it."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def resolve(implementation: str, like: torch.Tensor, *, unfit: str = "", more: tuple[str, ...] = ()) -> str:
@@ -46,7 +54,7 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(f"uatmc_kernels.{name.removesuffix('_atomic')}")
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 @functools.cache
 def _triton_problem(device: str, index: int | None, dtype: torch.dtype) -> str:
     """Why Triton cannot run there, or nothing."""
@@ -62,7 +70,7 @@ def _triton_problem(device: str, index: int | None, dtype: torch.dtype) -> str:
     return "" if capability >= (8, 0) else f"compute capability {capability[0]}.{capability[1]} is below 8.0"
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 @functools.cache
 def _say_once(message: str) -> None:
     _LOG.warning(message)

@@ -1,8 +1,6 @@
 """What a run leaves behind, phases in one run or two, and evaluation on several ranks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, UATMC, on_ranks
+from conftest import on_ranks, run_uatmc
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
 
@@ -30,8 +28,7 @@ def finished(tmp_path_factory, tiny_catalog):
     on_ranks(2, "train.py", config)
     run = folder / "both"
     for command in ("evaluate", "attack"):
-        done = subprocess.run([*UATMC, command, run], cwd=ROOT)
-        assert done.returncode == 0
+        run_uatmc(command, run)
     return run
 
 
@@ -134,8 +131,7 @@ def test_raw_features_are_read_for_touched_rows_only_and_not_at_all_when_frozen(
         "Watched(load_config(Path(sys.argv[1])), process_group.join()).fit()\n"
     )
     config = write_config(adversarial={"epochs": 1})
-    done = subprocess.run([sys.executable, script, config], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    on_ranks(1, script, config)
 
 
 def test_learning_rates_follow_the_schedule(write_config, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import ROOT, UATMC
+from conftest import ROOT, run_uatmc, train
 from tests.unit.mmrec_source import write_source
 from uatmc_dist.cli import main
 from uatmc_dist.config import iterate_options
@@ -24,9 +24,9 @@ def call(*arguments) -> subprocess.CompletedProcess:
 
 def test_import_and_describe(tmp_path):
     source = write_source(tmp_path / "source", widths=(7, 3), dtype=np.float16)
-    done = call(*UATMC, "data", "import-mmrec", source, tmp_path / "out", "--visual-encoder", "camera")
+    done = run_uatmc("data", "import-mmrec", source, tmp_path / "out", "--visual-encoder", "camera")
     assert done.returncode == 0 and "12 users, 9 items" in done.stdout and "0 duplicated" in done.stdout
-    done = call(*UATMC, "data", "describe", tmp_path / "out")
+    done = run_uatmc("data", "describe", tmp_path / "out")
     for word in ("density", "camera", "float16", "all-zero", "duplicates", "quantile"):
         assert word in done.stdout
 
@@ -76,7 +76,7 @@ def test_help_lists_every_option_with_its_docstring():
 
 
 def test_doctor_is_content_here():
-    done = call(*UATMC, "doctor")
+    done = run_uatmc("doctor", check=False)
     assert done.returncode == 0 and "torchrec" in done.stdout and "all well" in done.stdout
 
 
@@ -87,7 +87,7 @@ def worthless(tmp_path_factory, tiny_values) -> tuple[Path, str]:
     values = {**tiny_values, "output_dir": str(folder), "training": {"batch_size": 512, "lr": 1e-9}}
     values |= {"tables": {"lr": 1e-9}, "clean": {"epochs": 2}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
-    done = call(*TRAIN, folder / "tiny.yaml")
+    done = train(folder / "tiny.yaml")
     assert done.returncode == 0, done.stderr
     return folder / "tiny", done.stdout
 
@@ -105,14 +105,14 @@ def test_a_model_with_a_changed_byte_is_not_loaded(worthless, tmp_path):
     content = bytearray((run / "model/model.safetensors").read_bytes())
     content[-64:] = b"\xff" * 64
     (run / "model/model.safetensors").write_bytes(content)
-    done = call(*UATMC, "evaluate", run)
+    done = run_uatmc("evaluate", run, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "model.safetensors: damaged, its bytes are not those that were written" in done.stderr
 
 
 def test_evaluation_shows_the_model_beside_the_baselines(worthless, tiny_catalog):
     run, _ = worthless
-    done = call(*UATMC, "evaluate", run)
+    done = run_uatmc("evaluate", run)
     assert done.returncode == 0, done.stderr
     for title in ("random", "popularity", "photo kNN", "text kNN", "photo and text kNN", "EASE", "Gini", "lambda"):
         assert title in done.stdout

@@ -3,14 +3,13 @@
 import importlib.util
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import click
 import pytest
 import typer
 
-from tests.conftest import ROOT, UATMC, environment
+from tests.conftest import ROOT, run_uatmc
 from uatmc_dist.cli import app
 from uatmc_dist.config import load_config
 from uatmc_dist.data import synthetic_shop
@@ -103,7 +102,6 @@ def test_a_shop_does_what_the_readme_says(tmp_path):
         if words and words[0] != "source":
             assert words.pop(0) == "uatmc"
             words += small.get(words[0], "").split()
-            done = subprocess.run([*UATMC, *words], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-            assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr)
+            run_uatmc(*words, folder=tmp_path)
     assert (tmp_path / "runs/robust/export/MODEL_CARD.md").exists()
     assert (tmp_path / "runs/my-shop/report/index.html").exists()

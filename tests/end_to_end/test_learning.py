@@ -1,4 +1,4 @@
-"""Content carries signal, and the defence defends: the whole path on small catalogs, with torchrun."""
+"""Content carries signal, and the defence defends: the whole path on small catalogs and a real one."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, on_ranks, run_uatmc, torchrun
+from conftest import ROOT, on_ranks, run_uatmc
 from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.evaluation.promotion import find_result
 
@@ -56,7 +56,7 @@ def test_real_data_are_imported_trained_and_attacked(tmp_path):
     output = run_uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm").stdout
     assert "9,925 users, 4,006 items, 53,759 train, 10,132 valid, 10,473 test" in output
     paths = (f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
-    short = ("model.embedding_dim=32", "clean.epochs=1", "adversarial.epochs=1", *paths)
-    torchrun(2, "train.py", "configs/default.yaml", "name=run", *short)
+    short = ("model.embedding_dim=32", "training.batch_size=8192", "clean.epochs=1", "adversarial.epochs=1", *paths)
+    on_ranks(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
-    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]")
+    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", "attack.num_targets=20")

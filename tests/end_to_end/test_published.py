@@ -1,14 +1,13 @@
 """benchmarks/published.py: the deviations of the public code do what they say."""
 
 import json
-import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.published import redraw_preferences
 from conftest import ROOT, environment, train
+from tests import nursery
 from uatmc_dist.config import dump_config, load_config
 
 
@@ -26,8 +25,8 @@ def test_inner_gradients_are_those_of_the_loss_and_swapped_rows_change_it(write_
         }
         path = tmp_path / f"{values['name']}.yaml"
         path.write_text(dump_config(config.model_copy(update=values)))
-        command = [sys.executable, "-m", "benchmarks.published", "--train", name, str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        command = ["benchmarks/published.py", "--train", name, str(path)]
+        done = nursery.run(1, command, ROOT, environment(), timeout=300)
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / f"runs/{values['name']}/metrics.jsonl").read_text().splitlines()
         first[name] = json.loads(lines[0])
