@@ -1,4 +1,4 @@
-"""`uatmc evaluate`, `attack` and `certify` under torchrun: the figures of one process, from row blocks."""
+"""`uatmc evaluate`, `attack`, `certify` and `mismatch` under torchrun: the figures of one process, from row blocks."""
 
 import json
 
@@ -80,6 +80,33 @@ def test_ranks_attack_as_one_process_does(model, counts, write_config, tmp_path)
             for one, other in zip(ours[results], whole[results], strict=True):
                 figures = [{k: v for k, v in of.items() if isinstance(v, float) and "hit@" in k} for of in (one, other)]
                 assert len(figures[0]) == 9 and figures[0] == pytest.approx(figures[1], **tolerance), one["attack"]
+
+
+@pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("own users", (1, 2)), ("mmgcn", (1, 2))])
+def test_ranks_see_the_mismatch_that_one_process_sees(model, counts, write_config, tmp_path):
+    clean = {"align_weight": 0} if model == "mmgcn" else {}
+    config = write_config(model=MODELS[model], clean=clean, adversarial={"epochs": 0})
+    assert train(config).returncode == 0
+    run, found = tmp_path / "runs/tiny", {}
+    for ranks in counts:
+        told = on_ranks(ranks, "tests/uatmc.py", "mismatch", run)
+        assert told.count("written: ") == 1
+        found[ranks] = _numbers(json.loads((run / "mismatch.json").read_text()))
+    assert len(found[1]) > 150
+    for ranks in counts[1:]:
+        assert found[ranks].keys() == found[1].keys()
+        for name, value in found[1].items():
+            # What lies at the edge of a bin, or of the ten largest, may fall on either side.
+            loose = "histogram.counts" in name or "overlap" in name
+            assert found[ranks][name] == pytest.approx(value, rel=2e-3, abs=2 if loose else 2e-6), name
+
+
+def _numbers(report, name: str = "") -> dict[str, float]:
+    """All numbers of a JSON report by their place in it."""
+    if isinstance(report, dict | list):
+        entries = report.items() if isinstance(report, dict) else enumerate(report)
+        return {key: number for at, part in entries for key, number in _numbers(part, f"{name}.{at}").items()}
+    return {name: report} if isinstance(report, int | float) else {}
 
 
 def test_what_has_no_certificate_is_told_under_torchrun_too(write_config, tmp_path):

@@ -267,13 +267,43 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def mismatch(run: RunPath, overrides: Overrides = None) -> None:
-    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json."""
-    from uatmc_dist.evaluation.mismatch import measure_mismatch
+    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json.
+
+    Under torchrun (torchrun ... -m uatmc_dist.cli mismatch RUN) no rank holds the whole model."""
+    from uatmc_dist.evaluation import on_ranks
+    from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
+    from uatmc_dist.models.trained import ModelFile, TrainedModel
+    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_mismatch
 
-    folder, config, catalog, model = opened(run, overrides)
-    with shown("models") as progress:
-        report = measure_mismatch(config, catalog, model, progress)
+    is_first = True
+    if on_ranks.is_launched():
+        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
+        is_first = world.is_first
+
+        def start() -> Measured:
+            if config.start_from is None:
+                return measured(on_ranks.initial_blocks(config, catalog, world), config)
+            begun = ModelFile(config.start_from).config
+            return measured(on_ranks.load_blocks(config.start_from, begun, catalog, world), begun)
+
+        measured = lambda model, config: on_ranks.measured_blocks(model, config, catalog, world)  # noqa: E731
+        model = measured(blocks, config)
+    else:
+        folder, config, catalog, trained = opened(run, overrides)
+
+        def start() -> Measured:
+            if config.start_from is None:
+                return Measured.whole(TrainedModel.initial(config, catalog))
+            return Measured.whole(TrainedModel.load(config.start_from, catalog))
+
+        model = Measured.whole(trained)
+    with shown("models", is_first) as progress:
+        report = measure_mismatch(config, catalog, model, start, progress)
+    if not is_first:
+        process_group.leave()
     path = folder.write_json("mismatch.json", report)
     print_mismatch(console, run, report)
     tell_written(path)
+    if on_ranks.is_launched():
+        process_group.leave()

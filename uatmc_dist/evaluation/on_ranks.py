@@ -1,5 +1,5 @@
-"""Full ranking, attacks and certificates under torchrun: the trained model in row blocks, as in training. No rank ever
-holds all users, items or features.
+"""Full ranking, attacks, certificates and mismatch under torchrun: the trained model in row blocks, as in training. No
+rank ever holds all users, items or features.
 """
 
 import os
@@ -15,6 +15,7 @@ from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.certificate import check_certifiable
+from uatmc_dist.evaluation.mismatch import Measured
 from uatmc_dist.evaluation.promotion import attack_on, check_surrogate, possible_attacks, threat_model_of
 from uatmc_dist.evaluation.ranking import Progress
 from uatmc_dist.evaluation.scenes import Bars, Cast, best_scores
@@ -27,13 +28,17 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World
 
 
+def _unseen(done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
 def is_launched() -> bool:
     """Whether torchrun has started several ranks of this command."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def load_blocks(
-    run: Path, config: Config, catalog: Catalog, world: World, progress: Progress = lambda done, total: None
+    run: Path, config: Config, catalog: Catalog, world: World, progress: Progress = _unseen
 ) -> TrainingModel:
     """This rank's rows of a finished run's final weights. Collective.
 
@@ -41,16 +46,40 @@ def load_blocks(
     file = ModelFile(run)
     file.check_fits(catalog)
     weights = file.dense_weights() or None
-    exact = config.model_copy(
-        update={"adversarial": config.adversarial.model_copy(update={"projected_precision": "fp32"})}
-    )
     # The phase whose projectors are frozen: features are projected once, block by block.
     phase: PhaseName = "adversarial" if config.model.content else "clean"
     known = KnownPositives.of_training(catalog)
-    model = backbone(config.model).training_model(catalog, known, exact, world, phase, weights, progress)
+    model = backbone(config.model).training_model(catalog, known, _exact(config), world, phase, weights, progress)
     for table in model.tables:
         table.local_weight.copy_(file.rows(table.name, table.block.lo, table.block.hi))
     return model
+
+
+def initial_blocks(config: Config, catalog: Catalog, world: World) -> TrainingModel:
+    """The seeded weights that training with this configuration starts from. Collective."""
+    known = KnownPositives.of_training(catalog)
+    return backbone(config.model).training_model(catalog, known, _exact(config), world, "adversarial", None, _unseen)
+
+
+def _exact(config: Config) -> Config:
+    """With projected rows in float32."""
+    changes = {"adversarial": config.adversarial.model_copy(update={"projected_precision": "fp32"})}
+    return config.model_copy(update=changes)
+
+
+def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Measured:
+    """What mismatch measures. Collective."""
+    block, users, user_rows = _block(catalog, world), catalog.num_users, model.ranking().user_rows
+    dense, is_linear = model.dense.requires_grad_(False) if config.model.content else None, _is_linear(config)
+    if dense is None or not is_linear:
+        return Measured(block, users, dense, is_linear, user_rows, model.view)
+    linear: Any = model
+    rows = linear.items.local_weight, *linear.modalities(torch.arange(block.lo, block.hi))
+    return Measured.of_linear_fusion(block, users, dense, user_rows, rows)
+
+
+def _block(catalog: Catalog, world: World) -> ItemBlock:
+    return ItemBlock(catalog.num_items, world.rank, world.size)
 
 
 def _is_linear(config: Config) -> bool:
@@ -61,7 +90,7 @@ def _is_linear(config: Config) -> bool:
 def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Swept:
     """What a certificate goes over. Collective. Raises UserError for a model without a certificate."""
     check_certifiable(config.model.content, _is_linear(config))
-    ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
+    ranking, block = model.ranking(), _block(catalog, world)
     users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
     best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
     bars_U = torch.cat([scores_Bk[:, -1] for scores_Bk in best])
@@ -102,7 +131,7 @@ def attack_on_ranks(
 
 
 def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, ...]) -> Cast:
-    ranking, block = model.ranking(), ItemBlock(catalog.num_items, world.rank, world.size)
+    ranking, block = model.ranking(), _block(catalog, world)
     bars = Bars.ranked(ranking.user_rows, catalog.num_users, ranking.items_nK, ks)
     bars = replace(bars, items_nK=ranking.items_nK.cpu())
     return Cast(block, ranking.user_rows, bars, partial(content_rows, model), model.dense)

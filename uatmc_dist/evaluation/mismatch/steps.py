@@ -20,8 +20,9 @@ _SEVERAL: dict[str, dict[str, Any]] = {
 
 
 def rises(pairs: TrainingPairs, config: AdversarialConfig, epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """For each epsilon, the rise of the loss by name of the step; norm and lambda are the configuration's."""
-    num_items, clean = len(pairs.view.v_nd), pairs.loss()
+    """For each epsilon, the rise of the loss by name of the step; norm and lambda are the configuration's.
+    Collective."""
+    num_items, clean = pairs.model.block.num_items, pairs.loss()
 
     def deltas(epsilon: float, **changes: object) -> Deltas:
         changed = config.model_copy(update={"epsilon": epsilon, "adv_weight": 1.0, **changes})
