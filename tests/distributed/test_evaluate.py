@@ -1,9 +1,11 @@
-"""`uatmc evaluate`, `attack`, `certify` and `mismatch` under torchrun: the figures of one process, from row blocks."""
+"""`uatmc evaluate`, `attack`, `certify`, `mismatch`, `export` under torchrun: as in one process, from row blocks."""
 
 import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from conftest import ONE_USER, ROOT, environment, on_ranks, run_uatmc, train
 from tests import nursery
@@ -99,6 +101,37 @@ def test_ranks_see_the_mismatch_that_one_process_sees(model, counts, write_confi
             # What lies at the edge of a bin, or of the ten largest, may fall on either side.
             loose = "histogram.counts" in name or "overlap" in name
             assert found[ranks][name] == pytest.approx(value, rel=2e-3, abs=2 if loose else 2e-6), name
+
+
+@pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("without content", (1, 2)), ("mmgcn", (1, 2))])
+def test_ranks_export_what_one_process_exports(model, counts, write_config, tmp_path):
+    clean = {} if model == "history" else {"align_weight": 0}
+    config = write_config(model=MODELS[model], clean=clean, adversarial={"epochs": 0})
+    assert train(config).returncode == 0
+    run, found = tmp_path / "runs/tiny", {}
+    for ranks in counts:
+        out = tmp_path / f"of {ranks}"
+        told = on_ranks(ranks, "tests/distributed/small_pieces.py", "export", run, "--out", out, "--projector")
+        assert told.count("written: ") == 4
+        vectors = (run / "tensorboard").rglob("tensors.tsv")
+        found[ranks] = load_file(out / "embeddings.safetensors"), pq.read_table(out / "items.parquet"), next(vectors)
+        assert (out / "MODEL_CARD.md").read_text() == (tmp_path / "of 1/MODEL_CARD.md").read_text()
+        assert len(found[ranks][2].read_text().splitlines()) == 203
+    for ranks in counts[1:]:
+        tensors, table, _ = found[ranks]
+        assert tensors.keys() == found[1][0].keys() and ("history" in tensors) == (model == "history")
+        for name, whole in found[1][0].items():
+            torch.testing.assert_close(tensors[name], whole, rtol=1e-6, atol=1e-7)
+        assert table["source_id"] == found[1][1]["source_id"] and len(table) == 203
+        assert table["vector"].to_pylist() == tensors["item"].tolist()
+
+
+def test_an_export_that_cannot_be_written_is_told_once(write_config, tmp_path):
+    config = write_config(adversarial={"epochs": 0})
+    assert train(config).returncode == 0
+    command = ["tests/uatmc.py", "export", str(tmp_path / "runs/tiny"), "--out", str(config / "x")]
+    done = nursery.run(2, command, ROOT, environment(2), timeout=120)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "give another --out" in done.stderr
 
 
 def _numbers(report, name: str = "") -> dict[str, float]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from uatmc_dist.checksums import check_stamp
-from uatmc_dist.models.files import write_safetensors
+from uatmc_dist.models.files import Pieces, write_pieces, write_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,17 @@ def test_any_changed_bit_is_found_but_in_the_name_of_the_stamp(written, share, b
     changed.unlink(missing_ok=True)
     changed.write_bytes(content)
     assert check_stamp(changed) == (name <= place < name + 8 or place == name + 24)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 9])
+def test_pieces_make_the_file_that_the_whole_makes(tmp_path, rows):
+    whole, bias = torch.randn(rows, 3), torch.randn(5)
+    pieces = Pieces(rows, 3, lambda: iter(whole.split(4) if rows else ()))
+    write_pieces(tmp_path / "x.safetensors", {"rows": pieces, "bias": bias}, {"score": "dot product"})
+    assert check_stamp(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert file.metadata()["score"] == "dot product"
+        assert torch.equal(file.get_tensor("rows"), whole) and torch.equal(file.get_tensor("bias"), bias)
 
 
 def test_a_file_without_a_stamp_passes(tmp_path):

@@ -82,3 +82,12 @@ def tell_catalog(path: Path) -> None:
 
 def tell_written(path: Path) -> None:
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def has_failed(report: dict[str, Any]) -> bool:
+    return any(check["passed"] is False for check in report["checks"])
+
+
+def exit_where_failed(report: dict[str, Any], strict: bool) -> None:
+    if strict and has_failed(report):
+        raise typer.Exit(1)

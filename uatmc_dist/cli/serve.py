@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from uatmc_dist.cli.common import RunPath, app, console, opened, tell_written
+from uatmc_dist.cli.common import RunPath, app, console, opened, opened_in_blocks, tell_written
 from uatmc_dist.errors import UserError
 
 
@@ -18,17 +18,34 @@ def export(
         bool, typer.Option("--projector", help="Item vectors for TensorBoard's projector, too: the most bought 10,000.")
     ] = False,
 ) -> None:
-    """The model for other programs: embeddings.safetensors, items.parquet for any vector index, and MODEL_CARD.md."""
-    from uatmc_dist.evaluation.card import model_card
-    from uatmc_dist.models.export import export_model, write_projector
+    """The model for other programs: embeddings.safetensors, items.parquet for any vector index, and MODEL_CARD.md.
 
-    folder, config, catalog, model = opened(run, None)
-    card = model_card(config, catalog.meta, folder.read_json, model.history_NK is not None)
-    for path in export_model(model, catalog, out or run / "export", card):
-        tell_written(path)
+    Under torchrun (torchrun ... -m uatmc_dist.cli export RUN) no rank holds the whole model."""
+    from uatmc_dist.evaluation import on_ranks
+    from uatmc_dist.evaluation.card import model_card
+    from uatmc_dist.models.export import Vectors, export_model, write_projector
+    from uatmc_dist.parallel import process_group
+
+    is_first = True
+    if on_ranks.is_launched():
+        world, folder, config, catalog, blocks = opened_in_blocks(run, None)
+        is_first = world.is_first
+        model = on_ranks.exported_blocks(blocks, config, catalog)
+    else:
+        folder, config, catalog, trained = opened(run, None)
+        model = Vectors.whole(trained)
+    card = model_card(config, catalog.meta, folder.read_json, model.history is not None)
+    written = export_model(model, catalog, out or run / "export", card)
+    board = run / "tensorboard"
     if projector:
-        tell_written(write_projector(model, catalog, run / "tensorboard"))
-        console.print("tensorboard --logdir", str(run / "tensorboard"), highlight=False, soft_wrap=True)
+        written.append(write_projector(model, catalog, board))
+    if is_first:
+        for path in written:
+            tell_written(path)
+        if projector:
+            console.print("tensorboard --logdir", str(board), highlight=False, soft_wrap=True)
+    if on_ranks.is_launched():
+        process_group.leave()
 
 
 @app.command()

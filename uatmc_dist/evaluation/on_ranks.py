@@ -1,5 +1,5 @@
-"""Full ranking, attacks, certificates and mismatch under torchrun: the trained model in row blocks, as in training. No
-rank ever holds all users, items or features.
+"""Full ranking, attacks, certificates, mismatch and export under torchrun: the trained model in row blocks, as in
+training. No rank ever holds all users, items or features.
 """
 
 import os
@@ -23,6 +23,9 @@ from uatmc_dist.evaluation.stage import LinearStage, lengths
 from uatmc_dist.evaluation.sweep import Swept, lowered
 from uatmc_dist.evaluation.tallies import KeptScenes
 from uatmc_dist.models.backbone import TrainingModel, backbone
+from uatmc_dist.models.export import Vectors
+from uatmc_dist.models.files import AT_ONCE, Pieces
+from uatmc_dist.models.on_first import pieces_on_first
 from uatmc_dist.models.trained import ModelFile
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World
@@ -76,6 +79,19 @@ def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, worl
     linear: Any = model
     rows = linear.items.local_weight, *linear.modalities(torch.arange(block.lo, block.hi))
     return Measured.of_linear_fusion(block, users, dense, user_rows, rows)
+
+
+def exported_blocks(model: TrainingModel, config: Config, catalog: Catalog) -> Vectors:
+    """What is handed on. Collective."""
+    ranking, of_users = model.ranking(), torch.arange(catalog.num_users).split(AT_ONCE)
+    history = next((table.local_weight for table in model.tables if table.name == "history"), None)
+    return Vectors(
+        config,
+        model.dense_weights(),
+        Pieces(catalog.num_users, ranking.items_nK.shape[1], lambda: (ranking.user_rows(ids_B) for ids_B in of_users)),
+        pieces_on_first(ranking.items_nK),
+        None if history is None else pieces_on_first(history),
+    )
 
 
 def _block(catalog: Catalog, world: World) -> ItemBlock:

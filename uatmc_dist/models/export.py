@@ -10,6 +10,8 @@ MODEL_CARD.md             what it is, what was measured, its limits, and ten lin
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +19,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.models.files import write_safetensors
+from uatmc_dist.models.files import Pieces, write_pieces
+from uatmc_dist.models.on_first import write_on_first
 from uatmc_dist.models.trained import TrainedModel
 
 _CARD = "MODEL_CARD.md"
-_ROW_GROUP = 1 << 16
 _PROJECTED = 10_000
 """More than this a browser cannot move."""
 
 
-def export_model(model: TrainedModel, catalog: Catalog, folder: Path, model_card: str) -> list[Path]:
-    """Writes the files and returns their paths. Raises UserError where they cannot be written."""
-    items_NK = model.items()
+@dataclass(frozen=True)
+class Vectors:
+    """What a model scores with: whole in one process, or piece by piece from the blocks of several ranks."""
+
+    config: Config
+    dense: dict[str, torch.Tensor]
+    """By parameter name; nothing without content."""
+    users: Pieces
+    items: Pieces
+    history: Pieces | None
+
+    @classmethod
+    def whole(cls, model: TrainedModel) -> "Vectors":
+        dense = {} if model.dense is None else {name: p.detach() for name, p in model.dense.named_parameters()}
+        history = None if model.history_NK is None else Pieces.of(model.history_NK)
+        return cls(model.config, dense, Pieces.of(model.users_UK), Pieces.of(model.items()), history)
+
+
+def export_model(model: Vectors, catalog: Catalog, folder: Path, model_card: str) -> list[Path]:
+    """Writes the files and returns their paths. Collective where the model comes from several ranks. Raises UserError
+    where they cannot be written."""
     embeddings, vectors, card = (folder / name for name in ("embeddings.safetensors", "items.parquet", _CARD))
-    tensors = {"user": model.users_UK, "item": items_NK, **_dense_tensors(model)}
-    if model.history_NK is not None:
-        tensors["history"] = model.history_NK
     metadata = {
         "score": "dot product of a row of user and a row of item",
         "user": "a row of its own, the pooled history (sum of his items' history rows / sqrt(count)), or their sum: "
@@ -44,19 +62,29 @@ def export_model(model: TrainedModel, catalog: Catalog, folder: Path, model_card
         "catalog": catalog.name,
         "config": json.dumps(model.config.model_dump(mode="json")),
     }
-    try:
+
+    def write_embeddings(pieces: Mapping[str, Pieces]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(embeddings, tensors, metadata)
-        _write_vectors(vectors, items_NK.numpy(), catalog.titles()[0])
+        write_pieces(embeddings, {**pieces, **_dense_tensors(model.dense)}, metadata)
+
+    def write_vectors(pieces: Mapping[str, Pieces]) -> None:
+        _write_vectors(vectors, pieces["item"], catalog.titles()[0])
         card.write_text(model_card, encoding="utf-8")
+
+    parts = {"user": model.users, "item": model.items}
+    if model.history is not None:
+        parts["history"] = model.history
+    try:
+        write_on_first(parts, write_embeddings)
+        write_on_first({"item": model.items}, write_vectors)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
     return [embeddings, vectors, card]
 
 
-def write_projector(model: TrainedModel, catalog: Catalog, folder: Path) -> Path:
+def write_projector(model: Vectors, catalog: Catalog, folder: Path) -> Path:
     """Vectors of the most bought items for TensorBoard's embeddings projector, with source id, title and purchases.
-    Returns its settings; raises UserError where they cannot be written."""
+    Returns its settings. Collective as export_model is; raises UserError where they cannot be written."""
     from torch.utils.tensorboard import SummaryWriter
 
     purchases_N = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
@@ -64,35 +92,44 @@ def write_projector(model: TrainedModel, catalog: Catalog, folder: Path) -> Path
     source_ids, titles = catalog.titles()
     # Tabs and line ends would break the projector's table.
     labels = [[source_ids[item], " ".join((titles[item] or "").split()), str(purchases_N[item])] for item in chosen]
-    try:
+
+    def write(pieces: Mapping[str, Pieces]) -> None:
         board = SummaryWriter(str(folder))
-        board.add_embedding(
-            model.items()[chosen], labels, metadata_header=["source id", "title", "purchases"], tag="items"
-        )
+        vectors = _rows_of(pieces["item"], chosen)
+        board.add_embedding(vectors, labels, metadata_header=["source id", "title", "purchases"], tag="items")
         board.close()
+
+    try:
+        write_on_first({"item": model.items}, write)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); free space") from None
     return folder / "projector_config.pbtxt"
 
 
-def _dense_tensors(model: TrainedModel) -> dict[str, torch.Tensor]:
-    if model.dense is None:
-        return {}
-    weights = {name: weight.detach() for name, weight in model.dense.named_parameters()}
+def _rows_of(pieces: Pieces, ids_m: np.ndarray) -> torch.Tensor:
+    rows_mX, start = torch.empty(len(ids_m), pieces.width), 0
+    for piece in pieces.rows():
+        inside_m = (ids_m >= start) & (ids_m < start + len(piece))
+        rows_mX[torch.from_numpy(inside_m)] = piece[ids_m[inside_m] - start]
+        start += len(piece)
+    return rows_mX
+
+
+def _dense_tensors(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     fusion = {f"fusion.{name}": weights[name] for name in ("w_v", "w_t", "bias") if name in weights}
     projectors = {f"projector.{name}": w for name, w in weights.items() if name.startswith(MODALITIES)}
     return {**fusion, **projectors}
 
 
-def _write_vectors(file: Path, items_NK: np.ndarray, source_ids: list[str]) -> None:
-    width = items_NK.shape[1]
+def _write_vectors(file: Path, items: Pieces, source_ids: list[str]) -> None:
+    width, start = items.width, 0
     schema = pa.schema([("item", pa.int64()), ("source_id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
     unfinished = file.with_name(f".{file.name}")
     with pq.ParquetWriter(unfinished, schema) as writer:
-        for start in range(0, len(items_NK), _ROW_GROUP):
-            rows = items_NK[start : start + _ROW_GROUP]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
-            ids = pa.array(np.arange(start, start + len(rows)))
-            names = pa.array(source_ids[start : start + len(rows)])
+        for piece in items.rows():
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(piece.float().numpy().ravel()), width)
+            ids = pa.array(np.arange(start, start + len(piece)))
+            names = pa.array(source_ids[start : start + len(piece)])
             writer.write_table(pa.table([ids, names, vectors], schema=schema))
+            start += len(piece)
     unfinished.replace(file)

@@ -4,12 +4,11 @@ model.safetensors    user [U, K] and history [N, K], or one of them (model.user)
                      dense parameter
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from uatmc_dist.checksums import check_stamp
@@ -18,50 +17,31 @@ from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.data.histories import Bags
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.backbone import backbone
-from uatmc_dist.models.files import write_safetensors
+from uatmc_dist.models.files import Pieces, write_pieces
 from uatmc_dist.models.initial import initial_rows
+from uatmc_dist.models.on_first import pieces_on_first, write_on_first
 from uatmc_dist.models.projectors import project_items, start_from_content
-from uatmc_dist.parallel.process_group import any_rank
 
 FILE = "model.safetensors"
 
 
 def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> None:
-    """Collective: `tables` holds each rank's rows of users and items, which rank 0 gathers and writes.
+    """Collective: `tables` holds each rank's rows of users and items, which the first rank writes piece by piece.
 
     Raises UserError on every rank where they cannot be written.
     """
-    gathered = {name: _gather_on_first(rows) for name, rows in tables.items()}
-    problem = None
-    if dist.get_rank() == 0:
-        tensors = {**gathered, **{f"dense.{name}": weight for name, weight in dense.items()}}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            write_safetensors(folder / FILE, tensors)
-        except OSError as error:
-            why = error.strerror
-            problem = f"{folder}: the model cannot be written ({why}); free space, and the same command goes on"
-    if any_rank(int(problem is not None)):
-        raise UserError(problem or f"{folder}: the model cannot be written")
 
+    def write(pieces: Mapping[str, Pieces]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_pieces(folder / FILE, {**pieces, **{f"dense.{name}": weight for name, weight in dense.items()}}, {})
 
-def _gather_on_first(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, in rank order, on rank 0; one rank after the other."""
-    rows = rows.cpu().contiguous()
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(rows)]))
-    if dist.get_rank() != 0:
-        if len(rows):
-            dist.send(rows, dst=0)
-        return rows
-    parts = [rows]
-    for rank, size in enumerate(sizes[1:], start=1):
-        part = rows.new_empty((int(size), rows.shape[1]))
-        if len(part):
-            dist.recv(part, src=rank)
-        parts.append(part)
-    return torch.cat(parts)
+    try:
+        write_on_first({name: pieces_on_first(rows) for name, rows in tables.items()}, write)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the model cannot be written ({error.strerror}); free space, and the same command goes on"
+        ) from None
 
 
 class ModelFile:

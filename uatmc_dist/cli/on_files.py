@@ -1,0 +1,93 @@
+"""Verbs that attack the photos and words themselves."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uatmc_dist.cli.common import Overrides, RunPath, app, console, exit_where_failed, opened, tell_written
+from uatmc_dist.errors import UserError
+from uatmc_dist.progress import shown
+
+
+@app.command("attack-content")
+def attack_content(
+    run: RunPath,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos are encoded.")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check fails.")] = False,
+) -> None:
+    """Promotion attacks on photos and words, judged by the files; writes content_attack.json, and can be resumed."""
+    from uatmc_dist.content_attacks.drawn import Attacked
+    from uatmc_dist.content_attacks.report import summarise
+    from uatmc_dist.content_attacks.suite import ContentAttacks
+    from uatmc_dist.tables.attacks import print_content_attacks
+
+    folder, config, catalog, model = opened(run, overrides)
+    options = _possible(config.content_attack, model.dense)
+    surrogate = _opened_surrogate(options.surrogate) if "transfer" in options.attacks else None
+    attacked = Attacked(model, catalog)
+    attacks = ContentAttacks(attacked, config.attack, options, run / "content_attack", device, surrogate)
+    with shown("targets") as progress:
+        records = attacks.run(progress)
+    report = summarise(records, options, config.attack.k)
+    titles = catalog.titles()[1]
+    report["risen"] = [{"title": titles[one["item"]], **one} for one in attacks.risen(records)]
+    path = folder.write_json("content_attack.json", report)
+    print_content_attacks(console, run, report)
+    tell_written(path)
+    exit_where_failed(report, strict)
+
+
+def _opened_surrogate(run: Path) -> Any:
+    """The run that the attacker of `transfer` has, on its own catalog."""
+    from uatmc_dist.content_attacks.drawn import Attacked
+
+    _, _, catalog, model = opened(run, None)
+    return Attacked(model, catalog)
+
+
+def _possible(options: Any, dense: Any) -> Any:
+    """Without the attacks on content that the model does not have, which are named."""
+    from uatmc_dist.content_attacks.suite import MODALITIES_OF
+
+    if dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to attack")
+    possible = [name for name in options.attacks if set(MODALITIES_OF[name]) <= set(dense.modalities)]
+    if not possible:
+        why = f"the model has {dense.modalities[0]} features alone"
+        raise UserError(f"content_attack.attacks: {', '.join(options.attacks)}: {why}; give others")
+    if left_out := [name for name in options.attacks if name not in possible]:
+        why = f"the model has {dense.modalities[0]} features alone"
+        console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
+    return options.model_copy(update={"attacks": possible})
+
+
+@app.command()
+def calibrate(
+    run: RunPath,
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos and texts are encoded.")] = "auto",
+) -> None:
+    """Which epsilon changed pixels and words are worth; writes calibration.json (adversarial.epsilon=calibrated)."""
+    from uatmc_dist.content_attacks import calibration
+    from uatmc_dist.content_attacks.drawn import Attacked
+    from uatmc_dist.content_attacks.suite import ContentAttacks
+    from uatmc_dist.tables.attacks import print_calibration
+
+    folder, config, catalog, model = opened(run, overrides)
+    options = config.content_attack.model_copy(update={"attacks": _of_modalities(model.dense)})
+    content = ContentAttacks(Attacked(model, catalog), config.attack, options, run / "content_attack", device)
+    with shown("targets") as progress:
+        records = content.run(progress)
+    report = calibration.calibrate(records, config.attack.k)
+    path = folder.write_json(calibration.FILE, report)
+    print_calibration(console, run, report)
+    tell_written(path)
+
+
+def _of_modalities(dense: Any) -> list[str]:
+    """The attacks on files that a model's modalities allow."""
+    if dense is None:
+        raise UserError("this model has no content (model.content=false), so there is nothing to calibrate")
+    return [name for name, modality in (("pixels", "visual"), ("words", "text")) if modality in dense.modalities]
