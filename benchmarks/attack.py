@@ -36,7 +36,7 @@ def at_once(scene: Scene, epsilons: list[float]) -> torch.Tensor:
 
 def one_by_one(model: TrainedModel, scene: Scene, item: int, epsilons: list[float]) -> torch.Tensor:
     """The same for one target, scoring the whole catalog at every step, [radii]."""
-    targets, items_NK, hits = scene.targets, scene.bars.items_NK, []
+    targets, items_NK, hits = scene.targets, scene.bars.items_nK, []
     users_AK, dim = targets.users_aK, targets.v_Td.shape[1]
     bar_A = (users_AK @ items_NK.T).topk(scene.k, dim=1).values[:, -1]
     for epsilon in epsilons:

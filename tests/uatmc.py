@@ -2,4 +2,5 @@
 
 from uatmc_dist.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
