@@ -4,14 +4,19 @@ Each of these imports takes some five seconds of a core, and the tests start a h
 torchrun among it, is tested where the tests start that.
 """
 
+import contextlib
+import json
 import multiprocessing
 import os
 import runpy
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -54,6 +59,46 @@ def run(
             for name in ("stdout", "stderr")
         )
         return subprocess.CompletedProcess(arguments, status, stdout, stderr)
+
+
+_SHIM = """#!{python} -IS
+import json, os, socket, sys
+if {name!r} == "python" and sys.argv[1:3] != ["-m", "torch.distributed.run"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as door:
+    door.connect({door!r})
+    door.sendall(json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+    done = json.loads(door.makefile().read())
+sys.stdout.write(done["stdout"])
+sys.stderr.write(done["stderr"])
+sys.exit(done["status"])
+"""
+
+
+@contextlib.contextmanager
+def shims(folder: Path, uatmc: Path) -> Iterator[Path]:
+    """A folder for the front of PATH, whose `uatmc` and `python -m torch.distributed.run` are forked from here: for
+    scripts and notebooks that start them themselves."""
+
+    class Asked(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            name, words, where, environment = json.loads(self.rfile.readline())
+            ranks, arguments = 1, [str(uatmc), *words]
+            if name == "python":
+                places = [index for index, word in enumerate(words) if word.startswith("--nproc_per_node=")]
+                ranks, arguments = int(words[places[0]].partition("=")[2]), words[places[0] + 1 :]
+            done = run(ranks, arguments, Path(where), environment, timeout=600)
+            answer = {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+            self.wfile.write(json.dumps(answer).encode())
+
+    door = str(folder / "door")
+    for name in ("uatmc", "python"):
+        (folder / name).write_text(_SHIM.format(python=sys.executable, name=name, door=door))
+        (folder / name).chmod(0o755)
+    with socketserver.ThreadingUnixStreamServer(door, Asked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder
+        server.shutdown()
 
 
 def _stream(output: Path, name: str) -> Path:

@@ -178,7 +178,7 @@ def _verb(words: list[str]) -> list[str]:
     return [UATMC[-1], *words, *more]
 
 
-def test_the_quickstart_runs(workplace):
+def test_the_quickstart_runs(workplace, tmp_path):
     """launch/quickstart.sh with small configurations, in the environment that is there already."""
     (workplace.folder / "launch/setup.sh").write_text(f"set -euo pipefail; cd {workplace.folder}; kind=cpu\n")
     script = workplace.folder / "launch/quickstart.sh"
@@ -191,7 +191,8 @@ def test_the_quickstart_runs(workplace):
         assert text.count(size) == 1
         text = text.replace(size, small)
     script.write_text(text)
-    variables = {**environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", script], cwd=workplace.folder, env=variables, capture_output=True, text=True)
+    with nursery.shims(tmp_path, Path(UATMC[-1])) as first:
+        variables = {**environment(), "PATH": f"{first}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", script], cwd=workplace.folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (workplace.folder / "runs/quickstart-photos.html").stat().st_size > 10_000
