@@ -114,10 +114,9 @@ SCENARIOS = {
 }
 """Overrides of the base configuration, whose adversarial phase lasts two epochs."""
 ON_FOUR = (
-    *("sampled/uat_mc", "full/none", "full/uat_mc", "full/certified", "full/uat_mc/known", "full/uat_mc/linf"),
-    *("sampled/uat_mc/history", "full/uat_mc/history", "full/uat/both", "softmax/uat_mc", "softmax/certified"),
-    *("own users/softmax/certified", "own users/sampled/users", "softmax/users/known", "full/conditional"),
-    *("sampled/amr/mirrored", "mmgcn/sampled/uat_mc", "mmgcn/full/uat", "mmgcn/softmax/users", "bpr-mf", "bf16"),
+    *("full/none", "full/uat_mc", "full/uat_mc/known", "full/uat_mc/linf", "sampled/uat_mc/history", "full/uat/both"),
+    *("softmax/uat_mc", "softmax/certified", "own users/sampled/users", "softmax/users/known", "full/conditional"),
+    *("sampled/amr/mirrored", "mmgcn/full/uat", "mmgcn/softmax/users", "bpr-mf", "bf16"),
 )
 """What four ranks train: every objective, kind of users, backbone and way of the adversary, each at least once."""
 

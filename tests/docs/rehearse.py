@@ -45,19 +45,25 @@ def main() -> None:
     torch.compile = lambda function, **options: function  # type: ignore[assignment]  # minutes of a C++ compiler
     spawned = multiprocessing.get_context
     multiprocessing.get_context = lambda method=None: spawned("fork")  # type: ignore[assignment,arg-type]
-    module = importlib.import_module(name)
+    module = _small(name)
     if name.startswith(("benchmarks.kernels", "benchmarks.gpu")):
         harness: Any = importlib.import_module("benchmarks.kernels.harness")
         machine = harness.this_machine("cpu")  # takes a second, which the forks need not take again
         harness.this_machine = lambda device: machine
-    for constant, value in SIZES.get(name, {}).items():
-        assert hasattr(module, constant), f"{name}.{constant}"
-        setattr(module, constant, value)
     if getattr(module, "main", None) is not None and module.main.__module__ == name:
         sys.argv[0] = str(module.__file__)
         module.main()
     else:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _small(name: str) -> Any:
+    """The module, with its small sizes."""
+    module = importlib.import_module(name)
+    for constant, value in SIZES.get(name, {}).items():
+        assert hasattr(module, constant), f"{name}.{constant}"
+        setattr(module, constant, value)
+    return module
 
 
 def _forked(command: Any, **options: Any) -> subprocess.CompletedProcess:
@@ -98,7 +104,7 @@ def _as(words: list[str], environment: dict[str, str] | None) -> None:
             os.environ.update(environment)
         if words[0] == "-m" and words[1] in SIZES:
             sys.argv = words[1:]
-            sys.modules[words[1]].main()  # as imported here, with its small sizes
+            _small(words[1]).main()
         elif words[0] == "-m":
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)

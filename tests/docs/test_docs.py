@@ -97,6 +97,8 @@ _LEFT_OUT = {
     "quickstart.sh": "test_the_quickstart_runs",
     "peers": "needs a clone of MMRec",
     "cuda": "needs a GPU; the same without one is run",
+    "kernels.run_all": "benchmarks.gpu --rehearse runs it",
+    "trainer_step": "benchmarks.gpu --rehearse runs it",
     "doctor": "tests/end_to_end/test_cli.py",
 }
 """What is not run here, by a word in it, and why."""
@@ -116,7 +118,6 @@ _OPTIONS = {
     "benchmarks.ranking": "--users 60 --items 200 --width 8 --at-once 32 --repeats 1",
     "benchmarks.scale": "--repeats 1",
     "benchmarks.scaling": "--ranks 1 --rounds 1 --steps 1",
-    "benchmarks.trainer_step": "--repeats 1",
 }
 
 
@@ -174,7 +175,7 @@ def _verb(words: list[str]) -> list[str]:
     after = {"synthesize": ["--users", "200", "--items", "150", "--interactions", "1600"]}
     if words[0] == "recommend":  # the page's ids are of no shop
         words[words.index("--history") + 1] = "5,57"
-    more = ["--trials", "2"] if words[0] == "tune" else after.get(words[1] if len(words) > 1 else "", [])
+    more = ["--trials", "1"] if words[0] == "tune" else after.get(words[1] if len(words) > 1 else "", [])
     return [UATMC[-1], *words, *more]
 
 

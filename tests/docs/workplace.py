@@ -115,14 +115,14 @@ def _merged(values: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(plan: dict[str, Any]) -> dict[str, Any]:
-    """Of a plan of defences: one seed, one catalog, the first defence and the last one, small attacks."""
+    """Of a plan of defences: one seed, one catalog, the clean model and the last defence, small attacks."""
     short = {**plan, "seeds": [0], "shrunk": plan.get("shrunk", [])[:1], "fewer_seeds": {}}
     if "catalogs" in plan:
         short["catalogs"] = dict([*plan["catalogs"].items()][:1])
     defences = [*plan.get("defences", {}).items()]
-    short["defences"] = {name: _brief(given) for name, given in (defences[:1] + defences[-1:])}
+    short["defences"] = {name: _brief(given) for name, given in defences[-1:]}
     if "clean" in plan:
-        short["clean"] = {name: _brief(given) for name, given in plan["clean"].items()}
+        short["clean"] = {"clean": _brief(plan["clean"]["clean"])}
     few = ["attack.num_targets=2", "attack.seeds=[1]", "attack.attacks=[fgsm, pgd]"]
     short["attack"] = [*plan.get("attack", []), *few]
     if "content_attack" in plan:

@@ -56,7 +56,7 @@ def test_real_data_are_imported_trained_and_attacked(tmp_path):
     output = run_uatmc("data", "import-mmrec", REAL / "hmfashion", tmp_path / "hm").stdout
     assert "9,925 users, 4,006 items, 53,759 train, 10,132 valid, 10,473 test" in output
     paths = (f"catalog={tmp_path / 'hm'}", f"output_dir={tmp_path}")
-    short = ("model.embedding_dim=32", "training.batch_size=8192", "clean.epochs=1", "adversarial.epochs=1", *paths)
+    short = ("model.embedding_dim=16", "training.batch_size=8192", "clean.epochs=1", "adversarial.epochs=1", *paths)
     on_ranks(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
     run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", "attack.num_targets=20")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.conftest import ROOT, run_uatmc, torchrun, train
+from tests.conftest import ROOT, run_uatmc, train
 from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
@@ -40,7 +40,7 @@ def configuration(catalog, tiny_values):
 
 def test_it_goes_through_everything(catalog, configuration):
     folder = catalog.path.parent
-    torchrun(2, "train.py", configuration, "name=uat", "adversarial.adversary=uat", *SHORT)
+    on_ranks(2, "train.py", configuration, "name=uat", "adversarial.adversary=uat", *SHORT)
     run = folder / "uat"
     assert (run / "model/model.safetensors").exists()
     model = TrainedModel.load(run, catalog)
