@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.conftest import ROOT, run_uatmc, train
+from tests.conftest import ROOT, on_ranks, run_uatmc, train
 from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.trained import TrainedModel
