@@ -164,7 +164,7 @@ class CleanConfig(Section):
 
 
 class AdversarialConfig(Section):
-    """Phase 2: projectors frozen, everything else trains against the adversary."""
+    """Phase 2: everything but the projectors trains against the adversary, and with at=encoder they do, too."""
 
     epochs: Count = 0
     """Passes over the training pairs; 0 leaves the phase out."""
@@ -180,6 +180,10 @@ class AdversarialConfig(Section):
     scores, from the second of at least two steps on. conditional_gradient: both, each of at least two steps to the
     furthest point along the newest gradient, so that the modalities are coordinated without a lambda. certified: no
     perturbation; every negative's score is raised by the most that the budget can add for the user, in one pass."""
+    at: Literal["projected", "encoder"] = "projected"
+    """Which rows are perturbed. projected: those behind the projectors, which are frozen. encoder: the encoder's own
+    features, before the projectors, which train on and become robust; each step projects all the items that it
+    perturbs."""
     budget: Literal["ball", "any_content"] = "ball"
     """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: bring it so much of
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
@@ -210,6 +214,9 @@ class AdversarialConfig(Section):
             raise ValueError(f"adversarial.adversary {self.adversary} is uat in a single step; set adversarial.steps=2")
         if self.budget == "any_content" and self.epsilon > 1:
             raise ValueError("adversarial.epsilon is a share of the way with any_content; set it to at most 1")
+        if self.at == "encoder" and (self.adversary == "certified" or self.budget == "any_content"):
+            what = "adversary certified" if self.adversary == "certified" else "budget any_content"
+            raise ValueError(f"adversarial.{what} is about projected rows of length 1; set adversarial.at=projected")
         return self
 
 

@@ -1,10 +1,13 @@
-"""Run from test_eager.py: a plain PyTorch VBPR, trained with AMR or with Mirror Gradient, beside the trainer's.
+"""Run from test_eager.py: a plain PyTorch VBPR, trained with AMR, with Mirror Gradient or against perturbed features of
+the encoder, beside the trainer's.
 
 AMR               Delta_i = eps G_i / |G_i| with G the gradient of the BPR loss in the visual rows, of all batch rows
                   of an item; loss(0) + weight loss(Delta) (arXiv 1809.07062)
+encoder           Delta_i = eps |x_i| G_i / |G_i| for the raw rows x of both modalities; the projectors train, too
 Mirror Gradient   on every beta-th batch a step on alpha1 L, then one on -alpha2 L of the same batch (arXiv 2402.11262)
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -24,6 +27,12 @@ OPTIONS = {
         "mirror_gradient.alpha2=0.3",
         "mirror_gradient.beta=3",
     ],
+    "encoder": [
+        "adversarial.adversary=uat",
+        "adversarial.at=encoder",
+        "adversarial.epsilon=0.2",
+        "adversarial.adv_weight=0.7",
+    ],
 }
 
 
@@ -35,18 +44,20 @@ class Eager:
         self.users, self.items = (
             torch.nn.Parameter(table.local_weight.clone()) for table in (model.users.tables[0], model.items)
         )
-        names = ("w_v", "w_t", "bias")
-        self.fusion = [torch.nn.Parameter(getattr(model.dense, name).detach().clone()) for name in names]
-        self.v, self.t = (rows.clone() for rows in model._projected)
+        self.dense = copy.deepcopy(model.dense)
+        if self.config.adversarial.at == "encoder":
+            self.raw = model.raw(torch.arange(len(self.items)))
+        else:
+            self.v, self.t = (rows.clone() for rows in model._projected)
         tables, training = self.config.tables, self.config.training
         self.optimizers = [
             torch.optim.Adagrad([self.users, self.items], lr=tables.lr, eps=1e-8),
-            torch.optim.AdamW(self.fusion, lr=training.lr, weight_decay=training.weight_decay),
+            torch.optim.AdamW(self.dense.parameters(), lr=training.lr, weight_decay=training.weight_decay),
         ]
 
-    def bpr(self, batch, v) -> torch.Tensor:
-        w_v, w_t, bias = self.fusion
-        items = torch.cat([self.items, v @ w_v.T + self.t @ w_t.T + bias], dim=1)
+    def bpr(self, batch, v, t=None) -> torch.Tensor:
+        w_v, w_t, bias = self.dense.w_v, self.dense.w_t, self.dense.bias
+        items = torch.cat([self.items, v @ w_v.T + (self.t if t is None else t) @ w_t.T + bias], dim=1)
         users = self.users[batch.users_B]
         margins = (users * (items[batch.positives_B] - items[batch.negatives_B])).sum(1)
         return F.softplus(-margins).mean()
@@ -70,6 +81,20 @@ class Eager:
         length = gradient.norm(dim=1, keepdim=True)
         delta = torch.where(length > 0, adversarial.amr_epsilon * gradient / length.clamp(min=1e-30), 0.0)
         loss = self.bpr(batch, self.v) + adversarial.amr_weight * self.bpr(batch, self.v + delta) + self.size(batch)
+        self.step(loss)
+        return float(loss)
+
+    def encoder(self, batch, index) -> float:
+        adversarial = self.config.adversarial
+        raw = {name: rows.clone().requires_grad_() for name, rows in self.raw.items()}
+        gradients = torch.autograd.grad(self.bpr(batch, *self.dense.project(raw)), list(raw.values()))
+        moved = {}
+        for (name, rows), gradient in zip(self.raw.items(), gradients, strict=True):
+            length = gradient.norm(dim=1, keepdim=True)
+            step = adversarial.epsilon * rows.norm(dim=1, keepdim=True) * gradient / length.clamp(min=1e-30)
+            moved[name] = rows + torch.where(length > 0, step, 0.0)
+        loss = self.bpr(batch, *self.dense.project(self.raw)) + self.size(batch)
+        loss = loss + adversarial.adv_weight * self.bpr(batch, *self.dense.project(moved))
         self.step(loss)
         return float(loss)
 
@@ -98,7 +123,8 @@ def main(config_path: str, name: str) -> None:
         assert abs(ours - theirs) < 1e-5 * theirs, (index, ours, theirs)
     pairs = [(trainer.model.items.local_weight, eager.items), (trainer.model.users.tables[0].local_weight, eager.users)]
     # The bias cancels in every margin: its gradient is rounding, which AdamW makes steps of.
-    pairs += [(getattr(trainer.model.dense, n), w) for n, w in zip(("w_v", "w_t"), eager.fusion, strict=False)]
+    ours = dict(trainer.model.dense.named_parameters())
+    pairs += [(ours[n], w) for n, w in eager.dense.named_parameters() if n != "bias"]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-4, atol=1e-5)
     print(f"{name}: equal")

@@ -76,6 +76,7 @@ SCENARIOS = {
         "adversarial.steps=2",
         "training.exclude_known_positives=true",
     ],
+    "full/uat_mc/encoder": ["adversarial.at=encoder", "adversarial.steps=2"],
     "full/conditional": ["adversarial.adversary=conditional_gradient", "adversarial.steps=3"],
     "sampled/amr/mirrored": [
         "adversarial.adversary=amr",
@@ -108,6 +109,7 @@ SCENARIOS = {
         "adversarial.adversary=user_coordination",
         "adversarial.steps=2",
     ],
+    "mmgcn/full/uat/encoder": [*MMGCN, "adversarial.adversary=uat", "adversarial.at=encoder"],
     "mmgcn/sampled/noise": [*MMGCN, "adversarial.objective=sampled", "adversarial.adversary=noise"],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],

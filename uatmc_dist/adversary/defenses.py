@@ -91,11 +91,14 @@ class Noise:
 
     def __call__(self, problem: Problem, clean_loss: torch.Tensor, step: int) -> Deltas:
         v_nd, t_nd = problem.view.v_nd, problem.view.t_nd
-        first, (num_rows, dim) = problem.view.content_rows.first, v_nd.shape
-        drawn = normal_rows(first, first + num_rows, 2 * dim, self.seed, step, block=_NOISE_ROWS, device=v_nd.device)
-        visual, text = drawn.split(dim, dim=1)
-        zero = torch.zeros_like(v_nd)
-        return self.budget.ascend(zero, visual, v_nd, 1.0), self.budget.ascend(zero, text, t_nd, 1.0)
+        first, widths = problem.view.content_rows.first, [v_nd.shape[1], t_nd.shape[1]]
+        last = first + len(v_nd)
+        drawn = normal_rows(first, last, sum(widths), self.seed, step, block=_NOISE_ROWS, device=v_nd.device)
+        visual, text = (
+            self.budget.ascend(torch.zeros_like(rows), direction, rows, 1.0)
+            for rows, direction in zip((v_nd, t_nd), drawn.split(widths, dim=1), strict=True)
+        )
+        return visual, text
 
 
 def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary | None:

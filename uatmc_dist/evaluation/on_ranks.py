@@ -65,9 +65,9 @@ def initial_blocks(config: Config, catalog: Catalog, world: World) -> TrainingMo
 
 
 def _exact(config: Config) -> Config:
-    """With projected rows in float32."""
-    changes = {"adversarial": config.adversarial.model_copy(update={"projected_precision": "fp32"})}
-    return config.model_copy(update=changes)
+    """With frozen projectors, and projected rows in float32."""
+    adversarial = config.adversarial.model_copy(update={"at": "projected", "projected_precision": "fp32"})
+    return config.model_copy(update={"adversarial": adversarial})
 
 
 def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Measured:

@@ -11,7 +11,7 @@ from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.backbone import LinearContent, Progress, Ranking, Scored, backbone
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import ContentModel, OwnFeatures, project_items, start_from_content
+from uatmc_dist.models.projectors import ContentModel, OwnFeatures, movable, project_items, start_from_content
 from uatmc_dist.models.regularisers import embedding_size
 from uatmc_dist.models.tables import ShardedBags, ShardedTable
 from uatmc_dist.models.users import UserVectors
@@ -47,6 +47,7 @@ class LinearFusion:
         self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
         self._frozen: dict[str, torch.Tensor] = {}
         self._dense: ContentModel | None = None
+        self._at_encoder = False
         module: torch.nn.Module = torch.nn.Module()
         if self.has_content:
             self._features = OwnFeatures(catalog, self.items.block, world.device)
@@ -62,7 +63,8 @@ class LinearFusion:
                 for parameter in self.dense.parameters():
                     dist.broadcast(parameter.data, 0)
                 self.users.start_from_content(self._local_content())
-            if phase == "adversarial":
+            self._at_encoder = phase == "adversarial" and config.adversarial.at == "encoder"
+            if phase == "adversarial" and not self._at_encoder:
                 self.dense.freeze_projectors()
                 block = self.items.block
                 dtype = NUMBER_FORMATS[config.adversarial.projected_precision]
@@ -87,7 +89,11 @@ class LinearFusion:
         return {**self._frozen, **self.engine.weights()}
 
     def view(self, batch: Batch, rows: ActiveRows) -> "LinearFusionView":
-        return LinearFusionView(self, batch, rows)
+        return (EncoderView if self._at_encoder else LinearFusionView)(self, batch, rows)
+
+    def raw(self, ids_n: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The encoder's features [n, D] of these items of this rank's block, by modality."""
+        return self._features.rows(ids_n)
 
     def modalities(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t [n, d] of these items of this rank's block, ids ascending."""
@@ -119,18 +125,24 @@ class LinearFusion:
 class LinearFusionView:
     """One batch (models/backbone.py, View). Items move with their content; users do not."""
 
+    linear: LinearContent | None = None
+    v_nd: torch.Tensor
+    t_nd: torch.Tensor
+
     def __init__(self, model: LinearFusion, batch: Batch, rows: ActiveRows) -> None:
         self._model, self.content_rows = model, rows
         self._users_mK = model.users.of_pairs(batch)
         on_the_way = gather_users(self._users_mK, len(batch))
         self._identity_nd = model.items.own_rows(rows.ids_n)
-        items_nK, self.linear = self._identity_nd, None
-        if model.has_content:
-            self.v_nd, self.t_nd = model.modalities(rows.ids_n)
-            content_nC = model.dense.fuse(self.v_nd, self.t_nd)
-            items_nK = torch.cat([self._identity_nd, content_nC], dim=1)
-            self.linear = LinearContent(self._identity_nd, content_nC, *model.dense.fusion())
+        items_nK = torch.cat([self._identity_nd, self._content()], dim=1) if model.has_content else self._identity_nd
         self.clean = Scored(on_the_way.wait(), items_nK)
+
+    def _content(self) -> torch.Tensor:
+        """Unperturbed, [n, C]."""
+        self.v_nd, self.t_nd = self._model.modalities(self.content_rows.ids_n)
+        content_nC = self._model.dense.fuse(self.v_nd, self.t_nd)
+        self.linear = LinearContent(self._identity_nd, content_nC, *self._model.dense.fusion())
+        return content_nC
 
     def at(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Scored:
         content_nC = self._model.dense.fuse(v_nd, t_nd)
@@ -138,3 +150,16 @@ class LinearFusionView:
 
     def embedding_size(self, norm: str, item_lists: list[torch.Tensor]) -> torch.Tensor:
         return embedding_size(norm, self._users_mK, self._identity_nd, item_lists, self.content_rows)
+
+
+class EncoderView(LinearFusionView):
+    """The same where the encoder's features are what may be perturbed: v_nd and t_nd are raw rows [n, D], and what
+    becomes of them is not linear."""
+
+    def _content(self) -> torch.Tensor:
+        raw = self._model.raw(self.content_rows.ids_n)
+        self.v_nd, self.t_nd = movable(raw, len(self._identity_nd), self._model.dense)
+        return self._model.dense.fuse(*self._model.dense.project_moved(self.v_nd, self.t_nd))
+
+    def at(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Scored:
+        return super().at(*self._model.dense.project_moved(v_nd, t_nd))

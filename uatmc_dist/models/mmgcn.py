@@ -25,7 +25,7 @@ from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.backbone import Progress, Ranking, Scored, TableShape
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import OwnFeatures, Projectors, content_model, project_items
+from uatmc_dist.models.projectors import OwnFeatures, Projectors, content_model, movable, project_items
 from uatmc_dist.models.propagation import BipartiteGraph
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, sum_over_ranks
@@ -156,7 +156,8 @@ class TrainingMMGCN:
         self.dense.to(world.device)
         self._projected: Modal | None = None
         self._frozen: Modal = {}
-        if phase == "adversarial":
+        self._at_encoder = phase == "adversarial" and config.adversarial.at == "encoder"
+        if phase == "adversarial" and not self._at_encoder:
             self.dense.freeze_projectors()
             rows = projected_items(
                 self.dense, catalog, self.items.lo, self.items.hi, world.device, torch.float32, progress
@@ -183,13 +184,22 @@ class TrainingMMGCN:
     def embed(self, z: Modal, identity: Nodes, preference: Modal) -> Nodes:
         return self.dense.embed(self.graph, identity, preference, z)
 
-    def z(self) -> Modal:
-        """Projected rows of this rank's items, [n, d] each; in the adversarial phase they are constants."""
+    def movable(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's rows that may be perturbed: projected ones [n, d], constants in the adversarial phase, or with
+        adversarial.at=encoder raw ones [n, D]."""
         if self._projected is not None:
             # Leaves of their own: what differentiates in them leaves no gradient behind.
-            return {name: rows.detach().requires_grad_() for name, rows in self._projected.items()}
+            v_nd, t_nd = (self._projected[name].detach().requires_grad_() for name in MODALITIES)
+            return v_nd, t_nd
         rows = self._features.rows(torch.arange(self.items.lo, self.items.hi))
-        return dict(zip(MODALITIES, self.dense.project(rows), strict=True))
+        if self._at_encoder:
+            return movable(rows, self.items.hi - self.items.lo, self.dense)
+        return self.dense.project(rows)
+
+    def z(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Modal:
+        """Projected rows of such rows."""
+        rows = self.dense.project_moved(v_nd, t_nd) if self._at_encoder else (v_nd, t_nd)
+        return dict(zip(MODALITIES, rows, strict=True))
 
     def inputs(self, trains: bool) -> tuple[Nodes, Modal]:
         identity = Nodes(self.rows_of("user", trains), self.rows_of("item", trains))
@@ -219,13 +229,12 @@ class MMGCNView:
         block = model.items
         self.content_rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
         self._identity, self._preference = model.inputs(trains=True)
-        z = model.z()
-        self.v_nd, self.t_nd = (z[name] for name in MODALITIES)
+        self.v_nd, self.t_nd = model.movable()
         self.clean = self.at(self.v_nd, self.t_nd)
 
     def at(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Scored:
-        model, z = self._model, dict(zip(MODALITIES, (v_nd, t_nd), strict=True))
-        users_ud, items_nd = model.embed(z, self._identity, self._preference)
+        model = self._model
+        users_ud, items_nd = model.embed(model.z(v_nd, t_nd), self._identity, self._preference)
         active = self._rows.ids_n
         if len(active) < len(items_nd):
             items_nd = items_nd.index_select(0, upload(active - model.items.lo, items_nd.device))

@@ -65,6 +65,24 @@ class Projectors(nn.Module):
         return v_nd, t_nd
 
 
+    def project_moved(self, visual_nD: torch.Tensor, text_nD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """v, t of raw rows that an adversary has moved, or may move; what stands for a modality without a projector
+        stays as it is. Differentiable."""
+        raw = dict(zip(MODALITIES, (visual_nD, text_nD), strict=True))
+        projected = self.project({name: raw[name] for name in self.modalities})
+        v_nd, t_nd = (
+            rows if name in self.modalities else raw[name] for name, rows in zip(MODALITIES, projected, strict=True)
+        )
+        return v_nd, t_nd
+
+
+def movable(raw: Mapping[str, torch.Tensor], num_rows: int, dense: Projectors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw rows as leaves of a graph; zeros [n, d] for a modality that the catalog lacks, so that there are two."""
+    nothing = torch.zeros(num_rows, dense.dim, device=dense.log_temperature.device)
+    visual_nD, text_nD = (raw.get(name, nothing).detach().clone().requires_grad_() for name in MODALITIES)
+    return visual_nD, text_nD
+
+
 class ContentModel(Projectors):
     """The dense part under linear fusion: projectors f_v, f_t, fusion c = W_v v + W_t t + beta, InfoNCE temperature.
 
