@@ -183,7 +183,7 @@ class AdversarialConfig(Section):
     at: Literal["projected", "encoder"] = "projected"
     """Which rows are perturbed. projected: those behind the projectors, which are frozen. encoder: the encoder's own
     features, before the projectors, which train on and become robust; each step projects all the items that it
-    perturbs."""
+    perturbs. Not for uat_mc and certified."""
     budget: Literal["ball", "any_content"] = "ball"
     """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: bring it so much of
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
@@ -217,6 +217,11 @@ class AdversarialConfig(Section):
         if self.at == "encoder" and (self.adversary == "certified" or self.budget == "any_content"):
             what = "adversary certified" if self.adversary == "certified" else "budget any_content"
             raise ValueError(f"adversarial.{what} is about projected rows of length 1; set adversarial.at=projected")
+        if self.at == "encoder" and self.adversary == "uat_mc":
+            raise ValueError(
+                "adversarial.adversary uat_mc compares rows of one width, which the encoders' are not; set "
+                "adversarial.adversary=uat with adversarial.at=encoder"
+            )
         return self
 
 

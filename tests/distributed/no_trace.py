@@ -24,7 +24,7 @@ SCENARIOS = [
     ["adversarial.adversary=uat_mc", "model.backbone=mmgcn", "adversarial.objective=sampled"],
     ["adversarial.adversary=uat_mc", "model.backbone=mmgcn", "engine.zero_stage=2", "adversarial.steps=2"],
     ["adversarial.adversary=uat_mc", "model.user=both", "training.reg_kind=squared"],
-    ["adversarial.adversary=uat_mc", "adversarial.at=encoder"],
+    ["adversarial.adversary=user_coordination", "adversarial.at=encoder", "adversarial.steps=2"],
     ["adversarial.adversary=uat", "adversarial.at=encoder", "model.backbone=mmgcn", "adversarial.objective=sampled"],
 ]
 

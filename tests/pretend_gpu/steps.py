@@ -38,7 +38,7 @@ ADVERSARIES = {
     "amr": {},
     "certified": {},
     "certified, any_content": {"budget": "any_content"},
-    "uat_mc, at the encoder": {"at": "encoder"},
+    "uat, at the encoder": {"at": "encoder"},
 }
 CLEAN = {
     "clean": {},

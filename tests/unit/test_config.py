@@ -43,6 +43,7 @@ def test_overrides_are_typed_and_reach_every_depth(minimal):
         ("adversarial.adversary=uatmc", "adversarial.adversary"),
         ("adversarial={at: encoder, adversary: certified}", "set adversarial.at=projected"),
         ("adversarial={at: encoder, budget: any_content}", "set adversarial.at=projected"),
+        ("adversarial.at=encoder", "set adversarial.adversary=uat"),
         ("engine.precision=bf16", "zero_stage"),
         ("evaluation.metric=recal@20", "did you mean recall@20?"),
         ("model.content=false", None),
