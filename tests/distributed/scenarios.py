@@ -76,7 +76,7 @@ SCENARIOS = {
         "adversarial.steps=2",
         "training.exclude_known_positives=true",
     ],
-    "full/uat/encoder": ["adversarial.adversary=uat", "adversarial.at=encoder", "adversarial.steps=2"],
+    "full/uat/encoder": ["adversarial.adversary=uat", "adversarial.at=encoder"],
     "full/conditional": ["adversarial.adversary=conditional_gradient", "adversarial.steps=3"],
     "sampled/amr/mirrored": [
         "adversarial.adversary=amr",
