@@ -62,7 +62,13 @@ class Workplace:
         (folder / "hmfashion.inter").write_text("\n".join(rows).replace(",", "\t"))
         shutil.copy(folder / "articles.csv", folder / "item_text.csv")
         (folder / "tests").symlink_to(ROOT / "tests")
-        for name in ("hmfashion", "hmfashion-smoothed", "baby", "quickstart"):  # what configurations name
+        for name in (
+            "hmfashion",
+            "hmfashion-built",
+            "hmfashion-smoothed",
+            "baby",
+            "quickstart",
+        ):  # what configurations name
             shutil.copytree(self._built, folder / "data" / name)
 
     def run(self, *words: object) -> None:
@@ -115,12 +121,13 @@ def _merged(values: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(plan: dict[str, Any]) -> dict[str, Any]:
-    """Of a plan of defences: one seed, one catalog, the clean model and the last defence, small attacks."""
+    """Of a plan of defences: one seed, one catalog, the clean model, the first defence and the last, small attacks."""
     short = {**plan, "seeds": [0], "shrunk": plan.get("shrunk", [])[:1], "fewer_seeds": {}}
     if "catalogs" in plan:
         short["catalogs"] = dict([*plan["catalogs"].items()][:1])
     defences = [*plan.get("defences", {}).items()]
-    short["defences"] = {name: _brief(given) for name, given in defences[-1:]}
+    kept = defences[-1:] if "content_attack" in plan else defences[:1] + defences[-1:]
+    short["defences"] = {name: _brief(given) for name, given in kept}
     if "clean" in plan:
         short["clean"] = {"clean": _brief(plan["clean"]["clean"])}
     few = ["attack.num_targets=2", "attack.seeds=[1]", "attack.attacks=[fgsm, pgd]"]

@@ -64,7 +64,6 @@ class Projectors(nn.Module):
         )
         return v_nd, t_nd
 
-
     def project_moved(self, visual_nD: torch.Tensor, text_nD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """v, t of raw rows that an adversary has moved, or may move; what stands for a modality without a projector
         stays as it is. Differentiable."""
