@@ -21,7 +21,7 @@ def quickstart(tmp_path_factory) -> Path:
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     values.update(catalog=str(folder / "catalog"), output_dir=str(folder))
     values["adversarial"]["epochs"] = 4
-    values["attack"] = {"seeds": [1]}
+    values["attack"] = {"seeds": [1], "num_targets": 50}
     (folder / "quickstart.yaml").write_text(yaml.safe_dump(values))
     return folder
 
