@@ -69,7 +69,7 @@ def test_the_search_finds_and_a_table_sorts(address, browser):
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(address)
     page.fill("input.md-search__input", "any content certificate")
-    page.wait_for_selector(".md-search-result__item", timeout=20_000)
+    page.wait_for_selector(".md-search-result__item", timeout=60_000)
     page.goto(address + "results/")
     cells = "table => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[1].textContent))"
     table = page.locator("article table").first
