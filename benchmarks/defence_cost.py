@@ -38,6 +38,7 @@ def costs(plan: Plan, world: process_group.World, repeats: int) -> dict[str, flo
             own = [f"name={name}", f"output_dir={folder}", *overrides]
             trainer = Trainer(load_config(Path(plan.config), [*plan.overrides, *own]), world)
             trainer.begin(Position("adversarial"))
+            trainer.checkpoints.settle()
             functions[name] = partial(steps, trainer)
         seconds = timed(functions, repeats)
     return {name: median_ratio(values, seconds[PLAIN]) for name, values in seconds.items()}

@@ -66,6 +66,7 @@ def main() -> None:
             )
             trainer = Trainer(config, world)
             trainer.begin(Position(phase))
+            trainer.checkpoints.settle()
             steps[name] = partial(one_step, trainer, itertools.count())
         seconds = timed(steps, repeats)
         for name, values in seconds.items():
