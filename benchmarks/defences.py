@@ -201,7 +201,7 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
 class Results:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.variants = plan.variants
+        self.variants = [variant for variant in plan.variants if plan.seeds_of(variant)]
         self._found = {
             v: [figures(plan, v, seed) if seed in plan.seeds_of(v) else {} for seed in plan.seeds]
             for v in self.variants
