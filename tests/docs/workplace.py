@@ -132,7 +132,8 @@ def _short(plan: dict[str, Any]) -> dict[str, Any]:
         short["clean"] = {"clean": _brief(plan["clean"]["clean"])}
     few = ["attack.num_targets=2", "attack.seeds=[1]", "attack.attacks=[fgsm, pgd]"]
     short["attack"] = [*plan.get("attack", []), *few]
-    if "content_attack" in plan:
+    if "content_attack" in plan:  # an encoder is loaded for each model: two are enough
+        short["without"] = [*plan.get("without", []), "none", "certified_any"]
         short["content_attack"] = [*plan["content_attack"], *SMALL["attack-content"]]
     return short
 
