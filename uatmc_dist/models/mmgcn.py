@@ -189,8 +189,7 @@ class TrainingMMGCN:
         adversarial.at=encoder raw ones [n, D]."""
         if self._projected is not None:
             # Leaves of their own: what differentiates in them leaves no gradient behind.
-            v_nd, t_nd = (self._projected[name].detach().requires_grad_() for name in MODALITIES)
-            return v_nd, t_nd
+            return tuple(self._projected[name].detach().requires_grad_() for name in MODALITIES)  # type: ignore[return-value]
         rows = self._features.rows(torch.arange(self.items.lo, self.items.hi))
         if self._at_encoder:
             return movable(rows, self.items.hi - self.items.lo, self.dense)
