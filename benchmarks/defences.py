@@ -98,7 +98,8 @@ class Plan:
 
     @property
     def variants(self) -> list[str]:
-        return [*self.clean, *self.shares, *self.defences]
+        """Those that have a seed."""
+        return [name for name in (*self.clean, *self.shares, *self.defences) if self.seeds_of(name)]
 
     def run(self, variant: str, seed: int) -> Path:
         return self.base.output_dir / f"{self.runs}-{variant}-s{seed}"
@@ -201,7 +202,7 @@ def figures(plan: Plan, variant: str, seed: int) -> dict[str, float]:
 class Results:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.variants = [variant for variant in plan.variants if plan.seeds_of(variant)]
+        self.variants = plan.variants
         self._found = {
             v: [figures(plan, v, seed) if seed in plan.seeds_of(v) else {} for seed in plan.seeds]
             for v in self.variants
