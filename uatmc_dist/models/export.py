@@ -87,13 +87,12 @@ def write_projector(model: Vectors, catalog: Catalog, folder: Path) -> Path:
     Returns its settings. Collective as export_model is; raises UserError where they cannot be written."""
     from torch.utils.tensorboard import SummaryWriter
 
-    purchases_N = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
-    chosen = np.argsort(-purchases_N, kind="stable")[:_PROJECTED]
-    source_ids, titles = catalog.titles()
-    # Tabs and line ends would break the projector's table.
-    labels = [[source_ids[item], " ".join((titles[item] or "").split()), str(purchases_N[item])] for item in chosen]
-
     def write(pieces: Mapping[str, Pieces]) -> None:
+        purchases_N = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
+        chosen = np.argsort(-purchases_N, kind="stable")[:_PROJECTED]
+        source_ids, titles = catalog.titles()
+        # Tabs and line ends would break the projector's table.
+        labels = [[source_ids[item], " ".join((titles[item] or "").split()), str(purchases_N[item])] for item in chosen]
         board = SummaryWriter(str(folder))
         vectors = _rows_of(pieces["item"], chosen)
         board.add_embedding(vectors, labels, metadata_header=["source id", "title", "purchases"], tag="items")
