@@ -192,7 +192,7 @@ catalog = Catalog(config.catalog)
 given = catalog, KnownPositives.of_training(catalog), config, world, "adversarial", None, lambda done, total: None
 model = backbone(config.model).training_model(*given)
 rows = model._projected
-found = {"projected features": sum(one.nbytes for one in (rows.values() if isinstance(rows, dict) else rows))}
+found = {"projected features": sum(one.nbytes for one in rows)}
 if config.model.backbone == "mmgcn":
     parts = [m for side in (model.graph._of_users, model.graph._of_items) for m in (side._matrix, side._transposed)]
     found["adjacency and its transpose"] = sum(

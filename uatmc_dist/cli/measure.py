@@ -190,7 +190,6 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     Under torchrun (torchrun ... -m uatmc_dist.cli mismatch RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
-    from uatmc_dist.models.trained import ModelFile, TrainedModel
     from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_mismatch
 
@@ -198,24 +197,12 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
-
-        def start() -> Measured:
-            if config.start_from is None:
-                return measured(on_ranks.initial_blocks(config, catalog, world), config)
-            begun = ModelFile(config.start_from).config
-            return measured(on_ranks.load_blocks(config.start_from, begun, catalog, world), begun)
-
-        measured = lambda model, config: on_ranks.measured_blocks(model, config, catalog, world)  # noqa: E731
-        model = measured(blocks, config)
+        model = on_ranks.measured_blocks(blocks, config, catalog, world)
+        start = partial(on_ranks.measured_start, config, catalog, world)
     else:
         folder, config, catalog, trained = opened(run, overrides)
-
-        def start() -> Measured:
-            if config.start_from is None:
-                return Measured.whole(TrainedModel.initial(config, catalog))
-            return Measured.whole(TrainedModel.load(config.start_from, catalog))
-
         model = Measured.whole(trained)
+        start = partial(Measured.whole_start, config, catalog)
     with shown("models", is_first) as progress:
         report = measure_mismatch(config, catalog, model, start, progress)
     if not is_first:

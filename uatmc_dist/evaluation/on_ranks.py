@@ -81,6 +81,14 @@ def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, worl
     return Measured.of_linear_fusion(block, users, dense, user_rows, rows)
 
 
+def measured_start(config: Config, catalog: Catalog, world: World) -> Measured:
+    """The model that a run started from, for mismatch. Collective."""
+    if config.start_from is None:
+        return measured_blocks(initial_blocks(config, catalog, world), config, catalog, world)
+    begun = ModelFile(config.start_from).config
+    return measured_blocks(load_blocks(config.start_from, begun, catalog, world), begun, catalog, world)
+
+
 def exported_blocks(model: TrainingModel, config: Config, catalog: Catalog) -> Vectors:
     """What is handed on. Collective."""
     ranking, of_users = model.ranking(), torch.arange(catalog.num_users).split(AT_ONCE)

@@ -154,15 +154,15 @@ class TrainingMMGCN:
         if dense_weights is not None:
             self.dense.load_state_dict(dense_weights)
         self.dense.to(world.device)
-        self._projected: Modal | None = None
+        self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
         self._frozen: Modal = {}
         self._at_encoder = phase == "adversarial" and config.adversarial.at == "encoder"
         if phase == "adversarial" and not self._at_encoder:
             self.dense.freeze_projectors()
-            rows = projected_items(
-                self.dense, catalog, self.items.lo, self.items.hi, world.device, torch.float32, progress
+            block = self.items
+            self._projected = projected_items(
+                self.dense, catalog, block.lo, block.hi, world.device, torch.float32, progress
             )
-            self._projected = dict(zip(MODALITIES, rows, strict=True))
             named = self.dense.named_parameters()
             self._frozen = {name: p.detach().cpu().clone() for name, p in named if not p.requires_grad}
         self.engine = DenseEngine(self.dense, config.training, config.engine, world)
@@ -189,7 +189,8 @@ class TrainingMMGCN:
         adversarial.at=encoder raw ones [n, D]."""
         if self._projected is not None:
             # Leaves of their own: what differentiates in them leaves no gradient behind.
-            return tuple(self._projected[name].detach().requires_grad_() for name in MODALITIES)  # type: ignore[return-value]
+            v_nd, t_nd = (rows.detach().requires_grad_() for rows in self._projected)
+            return v_nd, t_nd
         rows = self._features.rows(torch.arange(self.items.lo, self.items.hi))
         if self._at_encoder:
             return movable(rows, self.items.hi - self.items.lo, self.dense)
@@ -210,11 +211,9 @@ class TrainingMMGCN:
 
     @torch.no_grad()
     def ranking(self) -> Ranking:
-        z = self._projected
-        if z is None:
-            parts = project_items(self.dense, self._catalog, self.items.lo, self.items.hi, self._device)
-            z = dict(zip(MODALITIES, parts, strict=True))
-        nodes = self.embed(z, *self.inputs(trains=False))
+        block = self.items
+        rows = self._projected or project_items(self.dense, self._catalog, block.lo, block.hi, self._device)
+        nodes = self.embed(dict(zip(MODALITIES, rows, strict=True)), *self.inputs(trains=False))
         return Ranking(lambda users_B: rows_everywhere(nodes.users_ud, users_B, self.users), nodes.items_nd)
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from uatmc_dist.adversary.defenses import Problem
+from uatmc_dist.config import Config
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.models.backbone import LinearContent, Scored, View
 from uatmc_dist.models.objectives import FullCatalog
+from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, sum_over_ranks
 
 _MOST_PAIRS = 8192
@@ -43,6 +45,13 @@ class Measured:
             return cls(block, len(users_UK), model.dense, model.is_linear, user_rows, view)
         rows = model.identity_Nd, model.v_Nd, model.t_Nd
         return cls.of_linear_fusion(block, len(users_UK), model.dense, users_UK.__getitem__, rows)
+
+    @classmethod
+    def whole_start(cls, config: Config, catalog: Catalog) -> "Measured":
+        """The model that a run started from."""
+        if config.start_from is None:
+            return cls.whole(TrainedModel.initial(config, catalog))
+        return cls.whole(TrainedModel.load(config.start_from, catalog))
 
     @classmethod
     def of_linear_fusion(
