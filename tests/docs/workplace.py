@@ -38,6 +38,8 @@ _CONFIG_OF = {
     "million": "million-items",
 }
 """Of a trained run, by a part of its name."""
+_NAMED = ("hmfashion", "hmfashion-built", "hmfashion-smoothed", "baby", "quickstart")
+"""Catalogs that configurations name."""
 
 
 class Workplace:
@@ -56,23 +58,14 @@ class Workplace:
         synthetic_shop.synthesize_shop(folder, users=120, items=90, interactions=900, seed=0)
         self._built = folder / "data/built"
         files = ("--interactions", "orders.csv", "--items", "articles.csv", "--photos", "photos")
-        self.run("data", "build", self._built, *files)
+        run_uatmc("data", "build", self._built, *files, folder=folder)
         orders = (folder / "orders.csv").read_text().splitlines()[1:]
         rows = ["userID,itemID,timestamp,x_label", *orders]
         (folder / "hmfashion.inter").write_text("\n".join(rows).replace(",", "\t"))
         shutil.copy(folder / "articles.csv", folder / "item_text.csv")
         (folder / "tests").symlink_to(ROOT / "tests")
-        for name in (
-            "hmfashion",
-            "hmfashion-built",
-            "hmfashion-smoothed",
-            "baby",
-            "quickstart",
-        ):  # what configurations name
+        for name in _NAMED:
             shutil.copytree(self._built, folder / "data" / name)
-
-    def run(self, *words: object) -> None:
-        run_uatmc(*map(str, words), folder=self.folder)
 
     def prepare(self, words: list[str]) -> None:
         """Makes the catalogs and trained runs that a command names, and takes away those that it makes."""
