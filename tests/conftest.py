@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,10 @@ def on_ranks(number: int, script: str | Path, *arguments: str | Path, timeout: i
     return done.stdout + done.stderr
 
 
-def torchrun(number: int, *arguments: str | Path, timeout: int = 300, options=()) -> str:
-    """The same under torchrun itself, from nothing."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", *options]
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(number), capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def torchrun(number: int, *arguments: str | Path, options: Sequence[str] = ()) -> nursery.Started:
+    """The same under torchrun, which is started and may fail."""
+    words = ["--standalone", f"--nproc_per_node={number}", *options, *map(str, arguments)]
+    return nursery.Started(nursery.torchrun, words, ROOT, environment(number))
 
 
 def train(*arguments: str | Path) -> subprocess.CompletedProcess:

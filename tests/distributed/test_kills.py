@@ -14,7 +14,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import ROOT, on_ranks, torchrun, train
+from conftest import ROOT, environment, on_ranks, torchrun, train
+from tests import nursery
 from tests.distributed.kills import MOMENTS
-from tests.distributed.test_resume import losses, start, wait_for_lines, workers
+from tests.distributed.test_resume import losses, wait_for_lines
 
 SCRIPT = Path(__file__).parent / "kills.py"
 NUM_KILLS = int(os.environ.get("UATMC_KILLS", "5"))
@@ -75,7 +75,9 @@ def torchrun_plan(tmp_path: Path, config: Path, moments: list, signum: int, *, r
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"moments": moments, "signal": signum}))
     options = [f"--max-restarts={restarts}"]
-    return torchrun(2, SCRIPT, plan, config, timeout=90 * (len(moments) + 2), options=options)
+    status, printed = torchrun(2, SCRIPT, plan, config, options=options).finish(timeout=90 * (len(moments) + 2))
+    assert status == 0, printed
+    return printed
 
 
 def test_sigkill_at_any_moment(write_config, tmp_path, undisturbed):
@@ -101,12 +103,11 @@ def test_a_rank_that_stops_answering_is_given_up(write_config, tmp_path, undistu
 
 def test_sigterm_saves_and_asks_to_be_started_again(write_config, tmp_path):
     config = write_config(clean={"epochs": 500, "patience": None})
-    command = [sys.executable, "train.py", str(config)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = nursery.Started(nursery.script, ["train.py", str(config)], ROOT, environment())
     wait_for_lines(tmp_path / "runs/tiny", 5, process)
     process.terminate()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
+    status, output = process.finish(timeout=120)
+    assert status == 75, output
     assert "the same command goes on" in output
 
 
@@ -120,10 +121,10 @@ def test_sigterm_does_not_wait_for_a_long_step(write_config, tmp_path, undisturb
 def interrupted(config_of):
     """(configuration, copy of the run) of one rank that Ctrl-C ended after some twenty steps."""
     config = config_of("interrupted")
-    process = start(1, config)
+    process = torchrun(1, "train.py", config)
     wait_for_lines(config.parent / "runs/tiny", 20, process)
-    workers(process)[0].send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.ranks()[0].send_signal(signal.SIGINT)
+    process.finish(timeout=60)
     return config, shutil.copytree(config.parent / "runs/tiny", config.parent / "copy")
 
 
@@ -167,13 +168,13 @@ def small_disk(tmp_path):
 def test_a_full_disk_loses_nothing(write_config, tmp_path, small_disk, undisturbed):
     config = write_config(output_dir=str(small_disk), **SECTIONS)
     run, ballast = small_disk / "tiny", small_disk / "ballast"
-    process = start(1, config)
+    process = torchrun(1, "train.py", config)
     wait_for_lines(run, 8, process)
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0, output
+    status, output = process.finish(timeout=120)
+    assert status != 0, output
     told = [line for line in output.splitlines() if "No space left" in line or "could not be saved" in line]
     assert told and "free space" in output, output
     ballast.unlink()

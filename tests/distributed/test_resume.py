@@ -2,15 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from conftest import ONE_USER, ROOT, environment, on_ranks, train
+from conftest import ONE_USER, on_ranks, torchrun, train
+from tests.nursery import Started
 
 LONG = {"epochs": 4, "patience": 3, "objective": "full_catalog"}
 SECTIONS = {"clean": LONG, "adversarial": {"epochs": 6}, "checkpoint": {"every_steps": 4}}
@@ -36,26 +34,13 @@ def assert_same_but_for_rounding(ours: list[dict], expected: list[dict]) -> None
             assert line[key] == value, (key, truth["step"])
 
 
-def start(ranks: int, config: Path, *options: str, overrides=()) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *options]
-    return subprocess.Popen(
-        [*command, "train.py", str(config), *overrides],
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def wait_for_lines(run: Path, count: int, process: subprocess.Popen) -> None:
+def wait_for_lines(run: Path, count: int, process: Started) -> None:
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    found = [child for child in psutil.Process(process.pid).children() if "train.py" in " ".join(child.cmdline())]
-    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
 
 @pytest.fixture
@@ -69,13 +54,13 @@ def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, t
     config = write_config(name="stopped", engine={"zero_stage": 1}, **SECTIONS)
     run = tmp_path / "runs/stopped"
     for ranks, lines, signum in ((2, 12, signal.SIGTERM), (1, 45, signal.SIGINT)):
-        process = start(ranks, config)
+        process = torchrun(ranks, "train.py", config)
         wait_for_lines(run, lines, process)
         # What a terminal or a scheduler does: torchrun and its ranks all get the signal.
-        for child in workers(process):
-            child.send_signal(signum)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode != 0 and "the same command goes on" in output, output
+        for rank in process.ranks():
+            rank.send_signal(signum)
+        status, output = process.finish(timeout=120)
+        assert status != 0 and "the same command goes on" in output, output
         assert not (run / "model/model.safetensors").exists()
     output = on_ranks(4, "train.py", config)
     assert "going on from" in output
@@ -85,10 +70,10 @@ def test_sigterm_then_the_same_command_on_other_numbers_of_ranks(write_config, t
 def test_damaged_finished_and_changed_runs_are_refused(write_config, tmp_path):
     config = write_config(checkpoint={"every_steps": 4})
     run = tmp_path / "runs/tiny"
-    process = start(1, config, overrides=["clean.epochs=200", "clean.patience=null"])
+    process = torchrun(1, "train.py", config, "clean.epochs=200", "clean.patience=null")
     wait_for_lines(run, 10, process)
-    workers(process)[0].send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.ranks()[0].send_signal(signal.SIGINT)
+    process.finish(timeout=60)
 
     def refused(*overrides: str) -> str:
         done = train(config, *overrides)

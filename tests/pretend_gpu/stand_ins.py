@@ -29,13 +29,11 @@ class Table:
     def _looked_up(self, count: int) -> torch.Tensor:
         return self._rows.sum() + torch.zeros(count, self.dim, device=GPU)
 
-    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+    def own_rows(self, ids: torch.Tensor) -> torch.Tensor:
         assert ids.device.type == "cpu"
         return self._looked_up(len(ids))
 
-    own_rows = lookup
-
-    def pool(self, bags: Any, share: int) -> torch.Tensor:
+    def own_sums(self, bags: Any) -> torch.Tensor:
         assert bags.items_E.device.type == "cpu"
         return self._looked_up(len(bags.lengths_m))
 
@@ -93,7 +91,13 @@ def projected_items(model: Any, catalog: Any, lo: int, hi: int, device: Any, dty
 def join(rank: int, size: int) -> None:
     """A process group of which this is one rank; collectives are counted and leave their tensors as they are."""
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
-    for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"):
+    for name in (
+        "all_reduce",
+        "all_to_all_single",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "broadcast",
+    ):
         setattr(dist, name, _counted(name))
 
 

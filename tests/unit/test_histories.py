@@ -40,7 +40,7 @@ def test_pooled_users_are_sums_over_the_root_of_the_count(known):
 
 def test_a_pair_does_not_see_its_positive(known):
     batch = batch_of(known)
-    bags = bags_of_pairs(known, batch, slice(0, len(batch)), dropout=0.0)
+    bags = bags_of_pairs(known, batch, dropout=0.0)
     for positive, user, items, weights in zip(
         batch.positives_B,
         batch.users_B,
@@ -53,14 +53,14 @@ def test_a_pair_does_not_see_its_positive(known):
         assert weights.tolist() == pytest.approx([max(len(items), 1) ** -0.5] * len(items))
 
 
-def test_dropout_is_the_same_however_the_batch_is_shared_out(known):
+def test_sums_are_the_same_however_the_items_are_shared_out(known):
     batch = batch_of(known)
-    whole = bags_of_pairs(known, batch, slice(0, len(batch)), dropout=0.4)
-    cuts = [0, 7, 7, 40, len(batch)]
-    parts = [bags_of_pairs(known, batch, slice(*cut), dropout=0.4) for cut in pairwise(cuts)]
-    for name in ("items_E", "lengths_m", "weights_E"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-    all_items = bags_of_pairs(known, batch, slice(0, len(batch)), dropout=0.0)
+    whole = bags_of_pairs(known, batch, dropout=0.4)
+    table = torch.randn(ITEMS, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [whole.of_items(lo, hi) for lo, hi in pairwise([0, 7, 7, 12, ITEMS])]
+    assert torch.equal(sum(part.lengths_m for part in parts), whole.lengths_m)
+    torch.testing.assert_close(sum(part.pooled(table) for part in parts), whole.pooled(table))
+    all_items = bags_of_pairs(known, batch, dropout=0.0)
     assert 0.45 < len(whole.items_E) / len(all_items.items_E) < 0.75
 
 

@@ -30,6 +30,13 @@ class Bags:
         lengths_m = torch.bincount(rows_E, minlength=num_bags)
         return cls(items_E, lengths_m, lengths_m.clamp(min=1).float().rsqrt()[rows_E])
 
+    def of_items(self, lo: int, hi: int) -> "Bags":
+        """The entries whose items are in [lo, hi), of as many bags, with the weights that they have here."""
+        kept_E = (self.items_E >= lo) & (self.items_E < hi)
+        row_E = torch.repeat_interleave(self.lengths_m)
+        lengths_m = torch.bincount(row_E[kept_E], minlength=len(self.lengths_m))
+        return Bags(self.items_E[kept_E], lengths_m, self.weights_E[kept_E])
+
     def pooled(self, rows_NK: torch.Tensor) -> torch.Tensor:
         """Weighted sums [m, K] of a table that is here as a whole."""
         offsets_m = self.lengths_m.cumsum(0) - self.lengths_m
@@ -44,15 +51,14 @@ def bags_of_users(known: KnownPositives, users_m: torch.Tensor) -> Bags:
     return Bags.of(*known.entries(users_m), len(users_m))
 
 
-def bags_of_pairs(known: KnownPositives, batch: Batch, mine: slice, dropout: float) -> Bags:
-    """Histories of the pairs `mine` of a batch: each without its positive, which would give the answer away, and
-    without a random share `dropout` of the rest. The same draws on any number of ranks."""
+def bags_of_pairs(known: KnownPositives, batch: Batch, dropout: float) -> Bags:
+    """Histories of the pairs of a batch: each without its positive, which would give the answer away, and without a
+    random share `dropout` of the rest. The same draws on any number of ranks."""
     rows_E, items_E = known.entries(batch.users_B)
     kept_E = items_E != batch.positives_B[rows_E]
     if dropout:
         kept_E &= torch.rand(len(rows_E), generator=generator(*batch.seed, _DROPOUT)) >= dropout
-    kept_E &= (rows_E >= mine.start) & (rows_E < mine.stop)
-    return Bags.of(rows_E[kept_E] - mine.start, items_E[kept_E], mine.stop - mine.start)
+    return Bags.of(rows_E[kept_E], items_E[kept_E], len(batch))
 
 
 def pooled_users(

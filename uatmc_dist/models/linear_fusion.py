@@ -16,7 +16,7 @@ from uatmc_dist.models.regularisers import embedding_size
 from uatmc_dist.models.tables import ShardedBags, ShardedTable
 from uatmc_dist.models.users import UserVectors
 from uatmc_dist.parallel.engine import DenseEngine
-from uatmc_dist.parallel.item_parallel import ActiveRows, gather_users
+from uatmc_dist.parallel.item_parallel import ActiveRows
 from uatmc_dist.parallel.process_group import World
 from uatmc_dist.parallel.upload import upload
 
@@ -113,7 +113,7 @@ class LinearFusion:
 
     @torch.no_grad()
     def _user_rows(self, users_B: torch.Tensor) -> torch.Tensor:
-        return gather_users(self.users.of_users(users_B), len(users_B)).wait()
+        return self.users.of_users(users_B).wait()
 
     @torch.no_grad()
     def _local_content(self) -> torch.Tensor:
@@ -131,11 +131,10 @@ class LinearFusionView:
 
     def __init__(self, model: LinearFusion, batch: Batch, rows: ActiveRows) -> None:
         self._model, self.content_rows = model, rows
-        self._users_mK = model.users.of_pairs(batch)
-        on_the_way = gather_users(self._users_mK, len(batch))
+        users = model.users.of_pairs(batch)
         self._identity_nd = model.items.own_rows(rows.ids_n)
         items_nK = torch.cat([self._identity_nd, self._content()], dim=1) if model.has_content else self._identity_nd
-        self.clean = Scored(on_the_way.wait(), items_nK)
+        self.clean = Scored(users.wait(), items_nK)
 
     def _content(self) -> torch.Tensor:
         """Unperturbed, [n, C]."""
@@ -149,7 +148,7 @@ class LinearFusionView:
         return Scored(self.clean.users_BK, torch.cat([self._identity_nd, content_nC], dim=1))
 
     def embedding_size(self, norm: str, item_lists: list[torch.Tensor]) -> torch.Tensor:
-        return embedding_size(norm, self._users_mK, self._identity_nd, item_lists, self.content_rows)
+        return embedding_size(norm, self.clean.users_BK, self._identity_nd, item_lists, self.content_rows)
 
 
 class EncoderView(LinearFusionView):

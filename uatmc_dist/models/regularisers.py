@@ -5,19 +5,19 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, num_ranks, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_rows, num_ranks, sum_over_ranks
 from uatmc_dist.parallel.upload import upload
 
 
 def embedding_size(
-    norm: str, users_mK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
+    norm: str, users_BK: torch.Tensor, identity_nd: torch.Tensor, item_lists: list[torch.Tensor], rows: ActiveRows
 ) -> torch.Tensor:
     """This rank's partial of the regulariser of the global batch's users and items, an item as often as it occurs.
 
     frobenius: |users| + sum over item lists of |rows|, Frobenius norms. squared: the sum of their squares.
     """
     row_squares_n = identity_nd.square().sum(1)
-    squares = [users_mK.square().sum()]
+    squares = [users_BK[batch_slice(len(users_BK))].square().sum()]
     for items_B in item_lists:
         squares.append(row_squares_n[rows.places(items_B, row_squares_n.device).index_M].sum())
     if norm == "squared":

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -20,7 +19,6 @@ from uatmc_dist.data.histories import Bags
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import ranks_of_a_machine
-from uatmc_dist.parallel.traffic import TRAFFIC
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -43,7 +41,10 @@ def _row_wise_plan(collection: torch.nn.Module, sharder: Any, name: str, world_s
 
 class _Sharded:
     """Rows of one table, shared out over the ranks; rank r holds the rows of its `ItemBlock`. One use of the rows a
-    step: two would run the optimiser twice."""
+    step: two would run the optimiser twice.
+
+    A rank looks up in its own block alone, and what it finds travels in one collective (parallel/item_parallel.py):
+    every rank knows the whole batch, so that TorchRec's exchange of ids, lengths and rows would send what is known."""
 
     _sharder: Any
     """TorchRec's sharder of this kind of collection."""
@@ -83,8 +84,14 @@ class _Sharded:
         """This rank's rows, sharing storage with the table."""
         raise NotImplementedError
 
-    def _is_elsewhere(self, ids: torch.Tensor) -> torch.Tensor:
-        return (ids < self.block.lo) | (ids >= self.block.hi)
+    def _looked_up(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        """In this rank's block, by its own numbers."""
+        (lookup,) = self._sharded._lookups
+        found = lookup(features)
+        if found.requires_grad:
+            ranks = self.block.world_size
+            found.register_hook(lambda gradient: gradient / ranks)  # as TorchRec's exchange does
+        return found
 
     def initialise(self, std: float, seed: int) -> None:
         """Seeded normal rows."""
@@ -131,33 +138,16 @@ class ShardedTable(_Sharded):
     def local_weight(self) -> torch.Tensor:
         return self._sharded.embeddings[self.name].weight.detach()
 
-    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of these ids, wherever they live. Collective; the optimiser runs in the backward pass."""
-        remote = int(self._is_elsewhere(ids).sum())
-        # The row now, its gradient in the backward pass.
-        TRAFFIC.exchanged(remote * 4 * self.dim * (2 if torch.is_grad_enabled() else 1))
-        return self._sharded(self._samples(ids))[self.name].values()
-
     def own_rows(self, ids_n: torch.Tensor) -> torch.Tensor:
-        """Rows of these ids, all of this rank's block: nothing travels. The optimiser runs in the backward pass.
-
-        TorchRec's own way would send every rank's lengths to every rank, N numbers each."""
-        (lookup,) = self._sharded._lookups
-        rows_nd = lookup(self._samples(ids_n - self.block.lo)).view(-1, self.dim)
-        if rows_nd.requires_grad:
-            ranks = self.block.world_size
-            rows_nd.register_hook(lambda gradient: gradient / ranks)  # as TorchRec's exchange does
-        return rows_nd
-
-    def _samples(self, ids: torch.Tensor) -> KeyedJaggedTensor:
-        """One for each id. TorchRec needs a sample even from a rank without ids: one of length zero."""
-        lengths = torch.ones(len(ids), dtype=torch.int32) if len(ids) else torch.zeros(1, dtype=torch.int32)
-        return KeyedJaggedTensor(keys=[self.name], values=ids, lengths=lengths).to(self._device)
+        """Rows of these ids, all of this rank's block: nothing travels. The optimiser runs in the backward pass."""
+        # A sample for each id. TorchRec needs one even where there is no id: of length zero.
+        lengths = torch.ones(len(ids_n), dtype=torch.int32) if len(ids_n) else torch.zeros(1, dtype=torch.int32)
+        features = KeyedJaggedTensor(keys=[self.name], values=ids_n - self.block.lo, lengths=lengths)
+        return self._looked_up(features.to(self._device)).view(-1, self.dim)
 
 
 class ShardedBags(_Sharded):
-    """One embedding table whose rows are summed by bag on the ranks that own them: B x K numbers travel, however long
-    the bags are, and an id and a weight for each entry."""
+    """One embedding table whose rows are summed by bag on the ranks that own them."""
 
     _sharder = EmbeddingBagCollectionSharder
 
@@ -178,17 +168,13 @@ class ShardedBags(_Sharded):
     def local_weight(self) -> torch.Tensor:
         return self._sharded.embedding_bags[self.name].weight.detach()
 
-    def pool(self, bags: Bags, share: int) -> torch.Tensor:
-        """Weighted sums [m, dim] of the bags' rows; every rank names the same `share` >= m. Collective; the optimiser
-        runs in the backward pass."""
-        num_bags = len(bags.lengths_m)
-        # The exchange of the sums takes as many bags from each rank.
-        lengths = F.pad(bags.lengths_m, (0, share - num_bags)).int()
-        features = KeyedJaggedTensor(keys=[self.name], values=bags.items_E, lengths=lengths, weights=bags.weights_E)
-        TRAFFIC.exchanged(int(self._is_elsewhere(bags.items_E).sum()) * (8 + 4))
-        if dist.get_world_size() > 1:
-            rows = dist.get_world_size() * share * 4 * self.dim
-            TRAFFIC.reduce_scattered(rows)
-            if torch.is_grad_enabled():
-                TRAFFIC.gathered(rows)
-        return self._sharded(features.to(self._device))[self.name][:num_bags]
+    def own_sums(self, bags: Bags) -> torch.Tensor:
+        """Weighted sums [m, dim] of the bags' rows, all of this rank's block: nothing travels. The optimiser runs in
+        the backward pass."""
+        features = KeyedJaggedTensor(
+            keys=[self.name],
+            values=bags.items_E - self.block.lo,
+            lengths=bags.lengths_m.int(),
+            weights=bags.weights_E,
+        )
+        return self._looked_up(features.to(self._device))

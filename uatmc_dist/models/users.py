@@ -6,7 +6,8 @@ from uatmc_dist.config import Config
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.histories import Bags, bags_of_pairs, bags_of_users
 from uatmc_dist.models.tables import ShardedBags, ShardedTable
-from uatmc_dist.parallel.item_parallel import batch_slice, share_of_batch
+from uatmc_dist.parallel.item_parallel import OnTheWay, gather_from_owners, sum_over_ranks
+from uatmc_dist.parallel.upload import upload
 
 
 class UserVectors:
@@ -27,21 +28,26 @@ class UserVectors:
         if self._history is not None:
             self._history.local_weight[:, -content_nd.shape[1] :] = content_nd
 
-    def of_pairs(self, batch: Batch) -> torch.Tensor:
-        """[m, K] for this rank's slice of a batch, positives left out of the histories."""
-        mine = batch_slice(len(batch))
-        bags = None if self._history is None else bags_of_pairs(self._known, batch, mine, self._dropout)
-        return self._summed(batch.users_B[mine], bags, len(batch))
+    def of_pairs(self, batch: Batch) -> OnTheWay:
+        """[B, K] of a batch, positives left out of the histories."""
+        bags = None if self._history is None else bags_of_pairs(self._known, batch, self._dropout)
+        return self._on_all_ranks(batch.users_B, bags)
 
-    def of_users(self, users_B: torch.Tensor) -> torch.Tensor:
-        """[m, K] for this rank's slice of some users, with whole histories."""
-        users_m = users_B[batch_slice(len(users_B))]
-        bags = None if self._history is None else bags_of_users(self._known, users_m)
-        return self._summed(users_m, bags, len(users_B))
+    def of_users(self, users_B: torch.Tensor) -> OnTheWay:
+        """[B, K] of some users, with whole histories."""
+        bags = None if self._history is None else bags_of_users(self._known, users_B)
+        return self._on_all_ranks(users_B, bags)
 
-    def _summed(self, users_m: torch.Tensor, bags: Bags | None, batch_size: int) -> torch.Tensor:
-        parts = [] if self._rows is None else [self._rows.lookup(users_m)]
-        if self._history is not None:
-            assert bags is not None
-            parts.append(self._history.pool(bags, share_of_batch(batch_size)))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    def _on_all_ranks(self, users_B: torch.Tensor, bags: Bags | None) -> OnTheWay:
+        """What each rank finds in its own blocks, gathered, or summed where histories lie on several ranks."""
+        if self._history is None:
+            assert self._rows is not None
+            return gather_from_owners(self._rows.own_rows, users_B, self._rows.block)
+        assert bags is not None
+        block = self._history.block
+        share_BK = self._history.own_sums(bags.of_items(block.lo, block.hi))
+        if self._rows is not None:
+            block = self._rows.block
+            (mine_m,) = ((users_B >= block.lo) & (users_B < block.hi)).nonzero(as_tuple=True)
+            share_BK = share_BK.index_add(0, upload(mine_m, share_BK.device), self._rows.own_rows(users_B[mine_m]))
+        return OnTheWay(sum_over_ranks(share_BK))

@@ -104,11 +104,11 @@ def _reading(terms: Iterable[Term]) -> float:
 
 def _priced(name: str, work: Work, machine: Machine, nodes: int) -> Term:
     on_rank: dict[Resource, float] = {}
-    network: tuple[Resource, ...] = ("ring_bytes", "exchange_bytes", "collectives")
+    network: tuple[Resource, ...] = ("ring_bytes", "collectives")
     for resource, amount in work.counts().items():
         if resource not in network:
             on_rank[resource] = amount / machine.rate(resource)  # type: ignore[index, arg-type]
-    sent = machine.network_seconds(work.ring_bytes, work.exchange_bytes, work.collectives, nodes)
+    sent = machine.network_seconds(work.ring_bytes, work.collectives, nodes)
     busy = on_rank.values()
     seconds = (max(busy, default=0.0) if machine.overlaps else sum(busy)) + sum(sent.values())
     return Term(name, work, seconds, {name: value for name, value in (on_rank | sent).items() if value})
@@ -126,21 +126,23 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
         features = problem.visual_dim + problem.text_dim
         yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
         yield "project", _projection(problem, n)
-    others = (ranks - 1) / ranks
     if problem.is_graph:
         own = sum(-(-shape.rows // ranks) * shape.width for shape in problem.tables().values())
-        yield "rows of users and items", _lookup(problem, machine, ranks, own, 1, elsewhere=0.0)
+        yield "rows of users and items", _lookup(problem, machine, own, 1)
         yield from propagation_work(problem, ranks)
     else:
         if problem.has_rows:
-            yield "user rows", _lookup(problem, machine, ranks, share, width, elsewhere=others)
+            yield "user rows", _lookup(problem, machine, share, width)
         if problem.has_history:
-            yield "pool histories", _pooling(problem, machine, ranks, share, width, elsewhere=others)
-        yield "item rows", _lookup(problem, machine, ranks, n, d, elsewhere=0.0)
+            yield "pool histories", _pooling(problem, machine, share, width)
+        yield "item rows", _lookup(problem, machine, n, d)
         # Forward of a fusion: two products read and written (4), summed (3), joined to the identities (4). Backward:
         # gradient read for each matrix and the bias, inputs read (5); products of weights alone, rows are constants.
         yield "fuse", Work(dense_flops=passes * 8 * n * d**2, bytes=passes * (6 * d + 10 * columns) * n * FLOAT)
-    yield "gather users", _ring(ranks, 2 * batch * embedding, calls=2)
+    if problem.has_history:  # sums, forward and backward
+        yield "sum users", _ring(ranks, 4 * batch * embedding, calls=2)
+    else:
+        yield "gather users", _ring(ranks, 2 * batch * embedding, calls=2)
     yield "score, clean", _scores(problem, machine, n)
     if problem.ascends:
         yield "adversary", _ascent(problem, machine, n)
@@ -175,39 +177,23 @@ def _ring(ranks: int, sent: float, calls: int) -> Work:
     return Work() if ranks == 1 else Work(ring_bytes=sent * (ranks - 1) / ranks, collectives=calls)
 
 
-def _lookup(problem: Problem, machine: Machine, ranks: int, rows: int, dim: int, elsewhere: float) -> Work:
-    """TorchRec's lookup of so many rows and their update; a share of them lives `elsewhere`. Where it is 0 they are a
-    rank's own, and nothing is exchanged."""
-    is_exchanged = ranks > 1 and elsewhere > 0
+def _lookup(problem: Problem, machine: Machine, rows: int, dim: int) -> Work:
+    """TorchRec's lookup of so many rows of a rank's own, and their update."""
     state = {"adagrad": 2 * dim, "rowwise_adagrad": 2, "sgd": 0}[problem.optimizer]
     floats = rows * dim
-    # Looked up (2), divided by the world size (2), gradient read (1), row read and written (2), state the same;
-    # each way through an all-to-all adds a copy (2 and 2).
-    traffic = FLOAT * (7 * floats + rows * state + (4 * floats if is_exchanged else 0)) + 8 * rows * INDEX
-    return Work(
-        bytes=traffic,
-        updates=floats if machine.is_cpu else 0.0,
-        exchange_bytes=elsewhere * rows * (2 * dim * FLOAT + 2 * INDEX),
-        collectives=5 if is_exchanged else 0,  # lengths, splits, ids; rows; gradients
-    )
+    # Looked up (2), divided by the world size (2), gradient read (1), row read and written (2), state the same.
+    traffic = FLOAT * (7 * floats + rows * state) + 8 * rows * INDEX
+    return Work(bytes=traffic, updates=floats if machine.is_cpu else 0.0)
 
 
-def _pooling(problem: Problem, machine: Machine, ranks: int, share: int, dim: int, elsewhere: float) -> Work:
-    """TorchRec's weighted sums over histories and the update of their rows: a rank works on what all ranks look up in
-    its block, sums travel by reduce-scatter and their gradients by all-gather."""
+def _pooling(problem: Problem, machine: Machine, share: int, dim: int) -> Work:
+    """TorchRec's weighted sums over histories and the update of their rows: a rank works on the entries of all users
+    that lie in its block."""
     entries = share * problem.history
     state = {"adagrad": 2 * dim, "rowwise_adagrad": 2, "sgd": 0}[problem.optimizer]
     # A row read (1) for the sum; its bag's gradient read (1), row read and written (2), state the same.
-    traffic = FLOAT * (4 * entries * dim + entries * state + 4 * share * dim) + 10 * entries * INDEX
-    sent = 2 * ranks * share * dim * FLOAT
-    ring = _ring(ranks, sent, calls=2)
-    return replace(
-        ring,
-        bytes=traffic,
-        updates=entries * dim if machine.is_cpu else 0.0,
-        exchange_bytes=elsewhere * entries * (INDEX + FLOAT),
-        collectives=ring.collectives + (4 if ranks > 1 else 0),  # lengths, splits, ids, weights
-    )
+    traffic = FLOAT * (4 * entries * dim + entries * state + 4 * problem.batch_size * dim) + 10 * entries * INDEX
+    return Work(bytes=traffic, updates=entries * dim if machine.is_cpu else 0.0)
 
 
 def _scores(problem: Problem, machine: Machine, n: int) -> Work:

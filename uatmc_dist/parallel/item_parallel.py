@@ -1,4 +1,4 @@
-"""Item parallelism: the only file that knows collectives for the score passes.
+"""Item parallelism: what travels between the ranks for the score passes, and back.
 
 Rank r of R owns a contiguous block of items. The users of a batch are gathered on every rank, each rank
 scores them against its own block, and only vectors of B or B x K numbers travel. Every rank's loss is a
@@ -8,6 +8,7 @@ itself a collective with a backward, so that second derivatives are right too.
     B  pairs of the global batch    n  active items of this rank    K  width of an embedding    R  ranks
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from uatmc_dist.parallel import collectives
 from uatmc_dist.parallel.traffic import TRAFFIC
 from uatmc_dist.parallel.upload import upload
 
@@ -97,14 +99,9 @@ class ActiveRows:
         return torch.where(self.ids_n[position_B] == items_B, position_B, -1)
 
 
-def share_of_batch(batch_size: int) -> int:
-    """Pairs of a global batch that a rank has, the last ranks' apart."""
-    return -(-batch_size // num_ranks())
-
-
 def batch_slice(batch_size: int) -> slice:
     """This rank's share of a global batch; the last ranks' may be short or empty."""
-    share = share_of_batch(batch_size)
+    share = -(-batch_size // num_ranks())
     rank = dist.get_rank() if dist.is_initialized() else 0
     start = min(rank * share, batch_size)
     return slice(start, min(start + share, batch_size))
@@ -117,11 +114,7 @@ def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
 
 def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The largest of all ranks, number by number; no graph."""
-    if num_ranks() == 1:
-        return values
-    largest = values.detach().clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest
+    return values if num_ranks() == 1 else collectives.reduced(values.detach(), dist.ReduceOp.MAX)
 
 
 def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
@@ -129,8 +122,7 @@ def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
     order."""
     if num_ranks() == 1:
         return local_B
-    largest_B = local_B.detach().clone()
-    dist.all_reduce(largest_B, dist.ReduceOp.MAX)
+    largest_B = collectives.reduced(local_B.detach(), dist.ReduceOp.MAX)
     TRAFFIC.all_reduced(largest_B.nbytes)
     largest_B.masked_fill_(largest_B == -torch.inf, 0)
     total_B = sum_over_ranks((local_B - largest_B).exp())
@@ -139,26 +131,37 @@ def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class GatheredUsers:
-    """User rows on their way: what does not need them can be computed until `wait`."""
+class OnTheWay:
+    """Rows of all ranks: what does not need them can be computed until `wait`."""
 
-    _rows_BK: torch.Tensor
-    _on_the_way: list[dist.Work]
+    _rows: torch.Tensor
+    _place_B: torch.Tensor | None = None
+    """Where each lies among `_rows`; None: in order."""
+    _works: list[dist.Work] = field(default_factory=list)
 
     def wait(self) -> torch.Tensor:
         """All B rows; differentiable."""
-        for work in self._on_the_way:
+        for work in self._works:
             work.wait()
-        return self._rows_BK
+        return self._rows if self._place_B is None else self._rows.index_select(0, self._place_B)
 
 
-def gather_users(rows_mK: torch.Tensor, batch_size: int) -> GatheredUsers:
-    """Starts to gather each rank's `batch_slice` of user rows on every rank."""
+def gather_from_owners(
+    own_rows: Callable[[torch.Tensor], torch.Tensor], ids_B: torch.Tensor, block: ItemBlock
+) -> OnTheWay:
+    """Starts to gather the rows of these ids on every rank; `own_rows` has those of this rank's block. As many rows
+    travel from each rank as from the one that has the most."""
     if num_ranks() == 1:
-        return GatheredUsers(rows_mK, [])
-    share = share_of_batch(batch_size)
-    on_the_way: list[dist.Work] = []
-    return GatheredUsers(_gather_padded(rows_mK, share, on_the_way)[:batch_size], on_the_way)
+        return OnTheWay(own_rows(ids_B))
+    owner_B = ids_B // block.size
+    rows_mK = own_rows(ids_B[owner_B == block.rank])
+    counts_R = torch.bincount(owner_B, minlength=block.world_size)
+    share, order_B = int(counts_R.max()), owner_B.argsort(stable=True)
+    place_B = torch.empty_like(order_B)
+    first_R = counts_R.cumsum(0) - counts_R
+    place_B[order_B] = torch.arange(len(ids_B)) + (torch.arange(len(counts_R)) * share - first_R)[owner_B[order_B]]
+    works: list[dist.Work] = []
+    return OnTheWay(_gather_padded(rows_mK, share, works), upload(place_B, rows_mK.device), works)
 
 
 def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
@@ -188,12 +191,11 @@ def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Ten
     ranks, k = num_ranks(), scores_Bk.shape[1]
     if ranks == 1:
         return scores_Bk, ids_Bk
-    all_scores = [torch.empty_like(scores_Bk) for _ in range(ranks)]
-    all_ids = [torch.empty_like(ids_Bk) for _ in range(ranks)]
-    dist.all_gather(all_scores, scores_Bk.contiguous())
-    dist.all_gather(all_ids, ids_Bk.contiguous())
-    scores, order = torch.cat(all_scores, dim=1).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], torch.cat(all_ids, dim=1).gather(1, order[:, :k])
+    all_scores, all_ids = (
+        collectives.gathered(of_rank).view(ranks, -1, k).transpose(0, 1).flatten(1) for of_rank in (scores_Bk, ids_Bk)
+    )
+    scores, order = all_scores.sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], all_ids.gather(1, order[:, :k])
 
 
 def _gather_padded(rows_n: torch.Tensor, share: int, on_the_way: list[dist.Work] | None = None) -> torch.Tensor:
@@ -205,10 +207,8 @@ class _SumRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, partial: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        total = partial.contiguous().clone()
-        dist.all_reduce(total)
-        TRAFFIC.all_reduced(total.nbytes)
-        return total
+        TRAFFIC.all_reduced(partial.nbytes)
+        return collectives.reduced(partial)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -216,17 +216,12 @@ class _SumRanks(torch.autograd.Function):
 
 
 class _GatherRows(torch.autograd.Function):
-    """all-gather of equal row blocks, in rank order. With a list the result is not there before the work that is
-    put into it is done."""
+    """all-gather of equal row blocks (parallel/collectives.py, gathered)."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, on_the_way: list[dist.Work] | None) -> torch.Tensor:  # type: ignore[override]
-        gathered = rows.new_empty((num_ranks() * rows.shape[0], *rows.shape[1:]))
-        work = dist.all_gather_into_tensor(gathered, rows.contiguous(), async_op=on_the_way is not None)
-        if on_the_way is not None:
-            on_the_way.append(work)
-        TRAFFIC.gathered(gathered.nbytes)
-        return gathered
+        TRAFFIC.gathered(num_ranks() * rows.nbytes)
+        return collectives.gathered(rows, on_the_way)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
@@ -238,10 +233,8 @@ class _ReduceScatterRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        kept = rows.new_empty((rows.shape[0] // num_ranks(), *rows.shape[1:]))
-        dist.reduce_scatter_tensor(kept, rows.contiguous())
         TRAFFIC.reduce_scattered(rows.nbytes)
-        return kept
+        return collectives.scattered_sum(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -15,12 +15,13 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from uatmc_dist.parallel import collectives
 from uatmc_kernels.tiled import tile_width
 
 Precision = Literal["fp32", "bf16"]
 Resource = Literal[
     "score_flops", "dense_flops", "sigmas", "logs", "elementwise", "updates", "bytes", "fresh_bytes", "feature_bytes",
-    "ring_bytes", "exchange_bytes", "collectives",
+    "ring_bytes", "collectives",
 ]  # fmt: skip
 """What a step uses up; the amounts are explained in cost_model.Work."""
 
@@ -45,7 +46,7 @@ class Machine:
     host_memory: float
     """Bytes of host memory for each rank; where the device is the CPU, the same memory as `device_memory`."""
     rates: dict[Resource, float]
-    """Amounts a second at best. The two kinds of network bytes are those within a node."""
+    """Amounts a second at best; network bytes are those within a node."""
     attained: dict[Resource, float] = field(default_factory=dict)
     """Share of the rate that is reached, 1 where nothing is said. Assumptions, unless the rates were measured."""
     between_nodes: float = math.inf
@@ -66,21 +67,14 @@ class Machine:
     def rate(self, resource: Resource) -> float:
         return self.rates.get(resource, math.inf) * self.attained.get(resource, 1.0)
 
-    def network_seconds(self, ring: float, exchange: float, collectives: float, nodes: int) -> dict[Resource, float]:
-        """Seconds of bytes that one rank sends around a ring, bytes that it sends straight to all others in equal
-        parts, and of starting so many collectives."""
+    def network_seconds(self, ring: float, collectives: float, nodes: int) -> dict[Resource, float]:
+        """Seconds of bytes that one rank sends around a ring, and of starting so many collectives."""
         # A ring enters and leaves each node once, and all ranks of the node carry a share of it.
         around = self.rate("ring_bytes")
-        across = self.between_nodes * self.attained.get("exchange_bytes", 1.0)
         if nodes > 1:
-            around = min(around, across * self.ranks_per_node)
-        abroad = exchange * (nodes - 1) / nodes
+            around = min(around, self.between_nodes * self.attained.get("ring_bytes", 1.0) * self.ranks_per_node)
         latency = self.latency_s + self.latency_per_doubling_s * math.log2(nodes)
-        return {
-            "ring_bytes": ring / around,
-            "exchange_bytes": max((exchange - abroad) / self.rate("exchange_bytes"), abroad / across),
-            "collectives": collectives * latency,
-        }
+        return {"ring_bytes": ring / around, "collectives": collectives * latency}
 
 
 # NVIDIA's H100 SXM5 data sheet, dense rates: 80 GB of HBM3 at 3.35 TB/s, bf16 989 and TF32 494 Tflop/s on tensor
@@ -99,7 +93,6 @@ _H100_ATTAINED: dict[Resource, float] = {
     "bytes": 0.8,
     "feature_bytes": 1 / 64,  # one thread gathers and converts rows: 1 GB/s measured on a CPU, PCIe does 64
     "ring_bytes": 0.8,
-    "exchange_bytes": 0.8,
 }
 _H100_LATENCY_S, _H100_LATENCY_PER_DOUBLING_S = 20e-6, 8e-6
 HOST_S = 6.5e-3
@@ -124,7 +117,6 @@ def h100(score_precision: Precision = "fp32") -> Machine:
             "bytes": 3.35e12,
             "feature_bytes": 64e9,
             "ring_bytes": 450e9,
-            "exchange_bytes": 450e9,
         },
         attained=_H100_ATTAINED,
         between_nodes=50e9,
@@ -147,7 +139,7 @@ def measured(batch: int, embedding_dim: int, rows: int, host_s: float = HOST_S) 
     latency_s = 0.0
     if ranks > 1:
         latency_s, bandwidth = _collective_costs(ranks, min(batch, _MOST_BATCH) * 2 * embedding_dim)
-        rates["ring_bytes"] = rates["exchange_bytes"] = bandwidth
+        rates["ring_bytes"] = bandwidth
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks
     return Machine(
         name=f"this CPU, {os.cpu_count()} cores, {ranks} rank(s) of {torch.get_num_threads()} thread(s) (measured)",
@@ -257,10 +249,10 @@ def _collective_costs(ranks: int, floats: int) -> tuple[float, float]:
         return _seconds(call, repeats) / repeats
 
     small = torch.zeros(1)
-    latency_s = seconds(lambda: dist.all_reduce(small))
+    latency_s = seconds(lambda: collectives.reduced(small))
     sent = (2 + 1) * (ranks - 1) / ranks * 4 * gathered.numel()
     large_s = seconds(lambda: dist.all_reduce(gathered))
-    large_s += seconds(lambda: dist.all_gather_into_tensor(gathered, part))
+    large_s += seconds(lambda: collectives.gathered(part))
     return latency_s, sent / max(large_s - 2 * latency_s, 0.1 * large_s)
 
 

@@ -29,7 +29,7 @@ class TablePlan:
     bytes_per_rank: float
     """Weights, optimiser state, inputs and outputs of the largest shard, as TorchRec estimates them."""
     milliseconds: dict[str, float]
-    """Its estimate of a step. It takes the items' lookup for a real exchange; ours stays on the rank."""
+    """Its estimate of a step. It takes lookups for TorchRec's exchanges; ours stay on the rank."""
 
 
 def plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -> list[TablePlan]:
@@ -95,7 +95,7 @@ def _plan_tables(problem: Problem, machine: Machine, devices: int, nodes: int) -
         hardware_config=HardwareConfig(
             hbm_mem_bw=machine.rates["bytes"] * per_millisecond,
             ddr_mem_bw=machine.rates["bytes"] * per_millisecond,
-            intra_host_bw=machine.rates.get("exchange_bytes", machine.rates["bytes"]) * per_millisecond,
+            intra_host_bw=machine.rates.get("ring_bytes", machine.rates["bytes"]) * per_millisecond,
             inter_host_bw=min(machine.between_nodes, machine.rates["bytes"]) * per_millisecond,
         ),
         kernel_config=KernelConfig(

@@ -161,8 +161,6 @@ class Work:
     """Raw features read on the host."""
     ring_bytes: float = 0.0
     """Sent by this rank in all-reduce, all-gather and reduce-scatter."""
-    exchange_bytes: float = 0.0
-    """Sent by this rank in all-to-all."""
     collectives: int = 0
 
     def counts(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from uatmc_dist.doctor import has_cuda_machine
 from uatmc_dist.errors import UserError
+from uatmc_dist.parallel import collectives
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,7 @@ def any_rank(flag: int) -> int:
     """The largest flag of all ranks, on the CPU group: no device is waited for."""
     if dist.get_world_size() == 1:
         return flag
-    flags = torch.tensor([flag])
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return int(flags)
+    return int(collectives.reduced(torch.tensor([flag]), dist.ReduceOp.MAX))
 
 
 def is_loss_of_a_rank(error: Exception) -> bool:

@@ -16,9 +16,8 @@ class Traffic:
     all_gathered_bytes: float = 0.0
     """User rows of the batch, and what the alignment term gathers."""
     reduced_bytes: float = 0.0
-    """Reduce-scatters and all-reduces: gradients of the user rows, positive scores, dense gradients."""
-    exchanged_bytes: float = 0.0
-    """Rows of the tables from and to the ranks that own them (TorchRec's all-to-all)."""
+    """Reduce-scatters and all-reduces: gradients of the user rows, sums of histories, positive scores, dense
+    gradients."""
 
     def gathered(self, result_bytes: int) -> None:
         self.all_gathered_bytes += result_bytes * _share_of_others()
@@ -28,9 +27,6 @@ class Traffic:
 
     def all_reduced(self, result_bytes: int) -> None:
         self.reduced_bytes += 2 * result_bytes * _share_of_others()
-
-    def exchanged(self, received_bytes: int) -> None:
-        self.exchanged_bytes += received_bytes
 
     def take(self) -> dict[str, float]:
         """What was counted since the last call."""
