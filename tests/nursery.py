@@ -1,7 +1,7 @@
 """Ranks that start at once: they are forked from a process that has imported torch, TorchRec and the trainer already.
 
-Each of these imports takes some five seconds of a core, and the tests start a hundred ranks. What a user's start adds,
-torchrun among it, is tested where the tests start that.
+Each of these imports takes some five seconds of a core, and the tests start hundreds of ranks. What a user's start adds
+is tested where the tests start that: in the clusters of tests/hosts and tests/slurm, and from tests/end_to_end.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import socketserver
 import subprocess
@@ -16,13 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+import psutil
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["uatmc_dist.training", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard", "torch._dynamo"]
+    [
+        *("uatmc_dist.training", "uatmc_dist.cli", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"),
+        # What these import when they first need it.
+        *("uatmc_dist.models.linear_fusion", "uatmc_dist.models.mmgcn", "torch.utils.tensorboard", "torch._dynamo"),
+        *("distutils.ccompiler", "torch.distributed.optim", "sentence_transformers", "optuna", "sqlalchemy", "jinja2"),
+    ]
 )
 
 
@@ -101,6 +109,42 @@ def shims(folder: Path, uatmc: Path) -> Iterator[Path]:
         server.shutdown()
 
 
+class Started:
+    """A forked process that goes on beside the test: a script, or `torchrun`."""
+
+    def __init__(
+        self, program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str]
+    ) -> None:
+        self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115, it is there as long as this is
+        arguments = program, words, folder, environment, Path(self._output.name)
+        self._process = _FORKS.Process(target=_alone, args=arguments)
+        _start(self._process)
+
+    def poll(self) -> int | None:
+        """Its exit status, where it has ended."""
+        return self._process.exitcode
+
+    def printed(self) -> str:
+        return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def ranks(self) -> list[psutil.Process]:
+        """Of torchrun, in rank order."""
+        assert self._process.pid is not None
+        return sorted(psutil.Process(self._process.pid).children(), key=lambda child: (child.create_time(), child.pid))
+
+    def finish(self, timeout: float) -> tuple[int | None, str]:
+        """Exit status, and what all of it printed."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            for process in (*self.ranks(), self._process):
+                process.kill()
+            self._process.join()
+        return self.poll(), self.printed()
+
+
 def _stream(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name}.{name}")
 
@@ -112,12 +156,66 @@ def _start(process: multiprocessing.Process) -> None:
 
 
 def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(_stream(output, name), os.O_WRONLY | os.O_CREAT), number)
+    _become(folder, environment, _stream(output, "stdout"), _stream(output, "stderr"))
+    script(arguments)
+
+
+def _alone(
+    program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str], output: Path
+) -> None:
+    _become(folder, environment, output, output)
+    program(words)
+
+
+def torchrun(words: list[str]) -> None:
+    """Its own agent, which forks the ranks instead of starting them."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    subprocess_handler.SubprocessHandler._popen = lambda self, command, variables: _Forked(list(command), variables)
+    run.main(words)
+
+
+class _Forked:
+    """What torchrun wants of subprocess.Popen: `python -u SCRIPT ...` as a fork."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_of_torchrun, args=(command[2:], environment))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired("a rank", timeout)
+        return status
+
+
+def _of_torchrun(arguments: list[str], environment: dict[str, str]) -> None:
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    script(arguments)
+
+
+def _become(folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> None:
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+
+
+def script(arguments: list[str]) -> None:
+    """As `python SCRIPT ...` does."""
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
     runpy.run_path(arguments[0], run_name="__main__")
