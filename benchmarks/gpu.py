@@ -53,7 +53,7 @@ def stages(rehearse: bool) -> list[Stage]:
     module = lambda name, *given: (sys.executable, "-m", name, *given)  # noqa: E731
     tests = ("tests/kernels/test_library.py",) if rehearse else ("tests/kernels",)
     device = "cpu" if rehearse else "cuda"
-    sizes = ("--items", "1000", "--users", "64", "--width", "32") if rehearse else ("--items", "1000000")
+    sizes = ("--items", "200", "--users", "32", "--width", "16") if rehearse else ("--items", "1000000")
     sizes += ("--seconds", "0.01" if rehearse else "1")
     variants = ("coordinate",) if rehearse else ("loss_and_user_gradients", "item_gradients", "hvp", "topk_64")
     tiny = ("--rehearse",) if rehearse else ()

@@ -1,9 +1,12 @@
-"""Run by torchrun from test_ranks.py: trains every scenario and writes what it saw to a JSON file."""
+"""Run by torchrun from test_ranks.py: trains every scenario and writes what it saw to a JSON file. One rank trains to
+the end, several as far as they are compared."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from uatmc_dist.config import load_config
@@ -123,6 +126,21 @@ ON_FOUR = (
 """What four ranks train: every objective, kind of users, backbone and way of the adversary, each at least once."""
 
 
+COMPARED = 20
+"""Steps."""
+
+
+class Enough(Exception):
+    pass
+
+
+class Compared(Trainer):
+    def _report(self, terms: dict[str, torch.Tensor]) -> None:
+        super()._report(terms)
+        if self.world.size > 1 and self.position.step == COMPARED:
+            raise Enough
+
+
 def of_ranks(ranks: int) -> dict[str, list[str]]:
     return {name: SCENARIOS[name] for name in ON_FOUR} if ranks == 4 else SCENARIOS
 
@@ -133,8 +151,10 @@ def main(config_path: str, out: str) -> None:
     for name, overrides in of_ranks(world.size).items():
         run = f"{name.replace('/', '-')}-{world.size}"
         config = load_config(Path(config_path), [f"name={run}", *overrides])
-        trainer = Trainer(config, world)
-        trainer.fit()
+        trainer = Compared(config, world)
+        with contextlib.suppress(Enough):
+            trainer.fit()
+        assert trainer.checkpoints.settle() is None
         dist.barrier()
         lines = [json.loads(line) for line in trainer.run.metrics.read_text().splitlines()]
         terms = [
@@ -147,7 +167,7 @@ def main(config_path: str, out: str) -> None:
             if "loss" in line
         ]
         valid = [line for line in lines if "loss" not in line]
-        seen[name] = {"losses": terms, "valid": valid, "test": trainer.evaluate("test")}
+        seen[name] = {"losses": terms, "valid": valid}
     if world.is_first:
         Path(out).write_text(json.dumps(seen))
     process_group.leave()

@@ -142,7 +142,7 @@ def test_every_command_runs(workplace, command):
     words = shlex.split(re.sub(r"\s*(\||>).*$|[][](?=\s|$)", "", command.replace(" [", " ")))
     ranks, words = _unwrapped(words)
     real = ["bash", words[0], "--dry-run", *words[1:]] if words[0] == _SLURM else [sys.executable, *words]
-    if words[0] == _SLURM or "plan" in words:  # a plan for CPUs spawns processes of its own
+    if words[0] == _SLURM or ("plan" in words and "cpu" in words):  # a plan for CPUs spawns processes of its own
         done = subprocess.run(real, cwd=workplace.folder, env=environment(), capture_output=True, text=True)
     else:
         workplace.prepare(words)

@@ -21,7 +21,7 @@ def quickstart(tmp_path_factory) -> Path:
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     values.update(catalog=str(folder / "catalog"), output_dir=str(folder))
     values["adversarial"]["epochs"] = 4
-    values["attack"] = {"seeds": [1], "num_targets": 50}
+    values["attack"] = {"seeds": [1], "num_targets": 50, "epsilons": [0.1], "attacks": ["fgsm", "pgd"]}
     (folder / "quickstart.yaml").write_text(yaml.safe_dump(values))
     return folder
 
@@ -59,4 +59,4 @@ def test_real_data_are_imported_trained_and_attacked(tmp_path):
     short = ("model.embedding_dim=16", "training.batch_size=8192", "clean.epochs=1", "adversarial.epochs=1", *paths)
     on_ranks(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
-    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", "attack.num_targets=20")
+    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", "attack.num_targets=20", "attack.epsilons=[0.1]")
