@@ -3,7 +3,7 @@
 As in the published protocol each target is attacked for itself, the propagation is recomputed at every step, and so
 are the anchors' bars, through which the gradient goes as well. What cannot have changed is not computed
 (models/neighbourhood.py). The interface is that of Targets (attacks/base.py), with gradients in the projected rows.
-
+Several ranks share the targets out; each of them has the whole model, and every sum over them is collective.
 
     T  targets    A  anchors    N  items    d  embedding_dim    k  length of the ranking
 """
@@ -17,6 +17,7 @@ from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Evaluation
 from uatmc_dist.attacks.losses import Loss
 from uatmc_dist.models.neighbourhood import CleanState, Neighbourhood
+from uatmc_dist.parallel.item_parallel import num_ranks, own_rank, sum_over_ranks
 
 _TARGETS_AT_ONCE = 8
 _SPARE = 64
@@ -115,10 +116,14 @@ class GraphTargets:
     def typical_reach(self, budget: Budget) -> float:
         """The median change of an anchor's score that `best_mean_direction` makes of the first targets."""
         few = replace(self, items_T=self.items_T[:_TARGETS_AT_ONCE], rounds=1, neighbourhoods={})
-        before = [margins.score_A for _, margins in few.margins(few.zeros())]
-        after = [margins.score_A for _, margins in few.margins(few.best_mean_direction(budget))]
-        change = (torch.stack(after) - torch.stack(before)).abs().median()
-        return max(float(change), torch.finfo(torch.float32).tiny)
+        before_TA, after_TA = few._scores(few.zeros()), few._scores(few.best_mean_direction(budget))
+        return max(float((after_TA - before_TA).abs().median()), torch.finfo(torch.float32).tiny)
+
+    def _scores(self, deltas: Deltas) -> torch.Tensor:
+        scores_TA = self.state.nodes_Vd.new_zeros(len(self), len(self.anchors_A))
+        for index, margins in self.margins(deltas):
+            scores_TA[index] = margins.score_A
+        return sum_over_ranks(scores_TA)
 
     def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
         """As Targets.evaluate; `pull_Td` is the gradient in v and t, [T, 2d]."""
@@ -138,26 +143,30 @@ class GraphTargets:
                 hits_T[index] = 0.5 * (1 + excess_A.sign()).mean()
                 cotangent_nd[mine] = self._cotangent(index, nodes_m, margins, slope_A / len(slope_A))
             pull_T2d[part] = torch.cat(torch.autograd.grad(rows_nd, leaves, cotangent_nd), dim=1)
-        return Evaluation(value_T, hits_T, pull_T2d)
+        found_TX = sum_over_ranks(torch.cat([value_T[:, None], hits_T[:, None], pull_T2d], dim=1).detach())
+        return Evaluation(found_TX[:, 0], found_TX[:, 1], found_TX[:, 2:])
 
     @torch.no_grad()
     def hits(self, deltas: Deltas) -> torch.Tensor:
         """Share of anchors that have the target among their k best items, [T]."""
-        shares = [(margins.score_A > margins.bar_A).sum() for _, margins in self.margins(deltas)]
-        return torch.stack(shares).to(deltas[0].dtype) / len(self.anchors_A)
+        counts_T = deltas[0].new_zeros(len(self))
+        for index, margins in self.margins(deltas):
+            counts_T[index] = (margins.score_A > margins.bar_A).sum()
+        return sum_over_ranks(counts_T) / len(self.anchors_A)
 
     @torch.no_grad()
     def margins(self, deltas: Deltas) -> Iterator[tuple[int, Margins]]:
-        """(index of the target, its margins), one after the other."""
+        """(index of the target, its margins) of this rank's targets, one after the other."""
         for part, moved in self._parts():
             rows_nd = moved.rows(self._z(part, [delta[part] for delta in deltas]))
             for offset, mine in enumerate(_of_each(moved, part.stop - part.start)):
                 yield part.start + offset, self._margins(part.start + offset, moved.nodes_n[mine], rows_nd[mine])
 
     def _parts(self) -> Iterator[tuple[slice, Neighbourhood]]:
-        """Some targets at a time, and what they move."""
+        """Some of this rank's targets at a time, and what they move."""
+        first_one, step = own_rank() * _TARGETS_AT_ONCE, num_ranks() * _TARGETS_AT_ONCE
         for number in range(self.rounds):
-            for start in range(0, len(self.items_T), _TARGETS_AT_ONCE):
+            for start in range(first_one, len(self.items_T), step):
                 items = self.items_T[start : start + _TARGETS_AT_ONCE]
                 if start not in self.neighbourhoods:
                     self.neighbourhoods[start] = Neighbourhood(self.state, items, self.others_held)

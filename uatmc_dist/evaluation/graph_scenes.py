@@ -11,6 +11,7 @@ import torch
 from uatmc_dist.adversary.budget import Ball, Budget, Deltas
 from uatmc_dist.attacks.graph import GraphTargets
 from uatmc_dist.models.neighbourhood import CleanState
+from uatmc_dist.parallel.item_parallel import sum_over_ranks
 
 _RANKED_ANCHORS = 256
 
@@ -70,11 +71,11 @@ class GraphScene:
             score_A, best_Ak = margins.score_A.float(), margins.best_Ak.float()
             for row, k in enumerate(self.ks):
                 counts_JT[row, index] = (score_A > best_Ak[:, k - 1]).sum()
-        return counts_JT / len(self.anchors_A)
+        return sum_over_ranks(counts_JT) / len(self.anchors_A)
 
     def mean_ranks(self, moved: list[Deltas]) -> torch.Tensor:
         """Mean rank of each target among all items, from 1, over 256 of the anchors; [len(moved), T]."""
-        ranks = torch.empty(len(moved), len(self.items_T), dtype=torch.float64)
+        ranks = torch.zeros(len(moved), len(self.items_T), dtype=torch.float64)
         for row, one in enumerate(moved):
             for index, margins in self._judged.margins(one):
                 scores_RN = (margins.users_Ad[:_RANKED_ANCHORS] @ margins.items_Nd.T).float()
@@ -82,7 +83,7 @@ class GraphScene:
                 above_RN = scores_RN > own_R
                 above_RN[:, self.items_T[index]] = False
                 ranks[row, index] = 1 + above_RN.sum(1).double().mean()
-        return ranks
+        return sum_over_ranks(ranks)
 
     def certified_hits(self, budget: Budget) -> None:
         """There is no exact certificate: scores are not linear in the features."""

@@ -13,10 +13,15 @@ import torch
 from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.certificate import check_certifiable
 from uatmc_dist.evaluation.mismatch import Measured
-from uatmc_dist.evaluation.promotion import attack_on, check_surrogate, possible_attacks, threat_model_of
+from uatmc_dist.evaluation.promotion import (
+    attack_model,
+    attack_on,
+    check_surrogate,
+    possible_attacks,
+    threat_model_of,
+)
 from uatmc_dist.evaluation.ranking import Progress
 from uatmc_dist.evaluation.scenes import Bars, Cast, best_scores
 from uatmc_dist.evaluation.stage import LinearStage, lengths
@@ -26,7 +31,7 @@ from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.export import Vectors
 from uatmc_dist.models.files import AT_ONCE, Pieces
 from uatmc_dist.models.on_first import pieces_on_first
-from uatmc_dist.models.trained import ModelFile
+from uatmc_dist.models.trained import ModelFile, TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World
 
@@ -56,6 +61,16 @@ def load_blocks(
     for table in model.tables:
         table.local_weight.copy_(file.rows(table.name, table.block.lo, table.block.hi))
     return model
+
+
+def load_to_attack(
+    run: Path, config: Config, catalog: Catalog, world: World, progress: Progress = _unseen
+) -> TrainingModel | TrainedModel:
+    """`load_blocks`; of a model whose whole graph moves along with a target all of it, on every rank."""
+    if _is_linear(config):
+        return load_blocks(run, config, catalog, world, progress)
+    whole: TrainedModel = TrainedModel.load(run, catalog, progress)
+    return whole
 
 
 def initial_blocks(config: Config, catalog: Catalog, world: World) -> TrainingModel:
@@ -124,23 +139,20 @@ def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world
 
 
 def attack_on_ranks(
-    model: TrainingModel,
+    model: Any,
     config: Config,
     catalog: Catalog,
     world: World,
-    surrogate: tuple[Path, TrainingModel] | None,
+    surrogate: tuple[Path, Any] | None,
     progress: Progress,
     kept: KeptScenes,
 ) -> dict[str, Any]:
-    """What attack.json holds (evaluation/promotion.py), anchors shared out over the ranks. Collective.
-
-    Raises UserError for a model that is not of linear fusion: MMGCN's attacks move the whole graph along."""
+    """What attack.json holds (evaluation/promotion.py) of what `load_to_attack` gave: under linear fusion anchors are
+    shared out over the ranks, on MMGCN targets. Collective."""
     is_linear, attack = _is_linear(config), config.attack
-    attacks = possible_attacks(attack, model.dense if config.model.content else None, is_linear, surrogate is not None)
     if not is_linear:
-        raise UserError(
-            "attacks on this backbone need the whole graph in one process: run `uatmc attack` without torchrun"
-        )
+        return attack_model(model, catalog, attack, None, progress, kept)
+    attacks = possible_attacks(attack, model.dense if config.model.content else None, is_linear, surrogate is not None)
     ks = lengths(attack.k, catalog.num_items)
     attacked = _cast(model, catalog, world, ks)
     twin = None

@@ -26,6 +26,10 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 @dataclass(frozen=True)
 class ItemBlock:
     """The items [lo, hi) of one rank, by TorchRec's row-wise rule; the last blocks may be short or empty."""
@@ -102,8 +106,7 @@ class ActiveRows:
 def batch_slice(batch_size: int) -> slice:
     """This rank's share of a global batch; the last ranks' may be short or empty."""
     share = -(-batch_size // num_ranks())
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    start = min(rank * share, batch_size)
+    start = min(own_rank() * share, batch_size)
     return slice(start, min(start + share, batch_size))
 
 
