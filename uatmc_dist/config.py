@@ -189,7 +189,11 @@ class AdversarialConfig(Section):
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row; with any_content share of the way,
-    at most 1. calibrated: what `uatmc calibrate` found on the run of start_from, budget and adversary too."""
+    at most 1. calibrated: what `uatmc calibrate` found on the run of start_from; budget, adversary and weights too."""
+    visual_weight: Rate = 1.0
+    """Epsilon of the photo's rows, as a share of epsilon."""
+    text_weight: Rate = 1.0
+    """The same for the text's rows."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of the ball. The sign step of linf is not continuous, so that rounding shows: numbers of ranks
     agree to about 1e-3, not 1e-5."""
@@ -212,8 +216,11 @@ class AdversarialConfig(Section):
     def _steps_fit(self) -> "AdversarialConfig":
         if self.adversary in ("user_coordination", "conditional_gradient") and self.steps < 2:
             raise ValueError(f"adversarial.adversary {self.adversary} is uat in a single step; set adversarial.steps=2")
-        if self.budget == "any_content" and self.epsilon > 1:
-            raise ValueError("adversarial.epsilon is a share of the way with any_content; set it to at most 1")
+        if self.budget == "any_content" and self.epsilon * max(1.0, self.visual_weight, self.text_weight) > 1:
+            raise ValueError(
+                "adversarial.epsilon, times a modality's weight, is a share of the way with any_content; set it to at "
+                "most 1"
+            )
         if self.at == "encoder" and (self.adversary == "certified" or self.budget == "any_content"):
             what = "adversary certified" if self.adversary == "certified" else "budget any_content"
             raise ValueError(f"adversarial.{what} is about projected rows of length 1; set adversarial.at=projected")

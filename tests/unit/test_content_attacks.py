@@ -241,5 +241,7 @@ def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_
     words, large, small = record("words", 1, 0.2), record("pixels", 4, 0.6), record("pixels", 1, 0.3)
     alone = calibrate([words, large], 50)["recommended"]
     assert alone["options"]["epsilon"] == 0.6 and "pixels of 4" in alone["why"]
+    assert (alone["options"]["visual_weight"], alone["options"]["text_weight"]) == (1.0, 0.33)
     both = calibrate([words, large, small, record("pixels", 0.5, 0.1)], 50)["recommended"]
     assert both["options"]["epsilon"] == 0.3 and "may be seen" not in both["why"]
+    assert "visual_weight" not in calibrate([words], 50)["recommended"]["options"]

@@ -65,7 +65,8 @@ def test_the_handicap_raises_the_score_of_every_negative(objective):
 
 @pytest.mark.parametrize("objective", ["sampled", "full_catalog", "softmax"])
 @pytest.mark.parametrize("budget", ["ball", "any_content"])
-def test_the_certified_loss_is_that_of_negatives_raised_as_far_as_can_be(objective, budget):
+@pytest.mark.parametrize("text_weight", [1.0, 0.4])
+def test_the_certified_loss_is_that_of_negatives_raised_as_far_as_can_be(objective, budget, text_weight):
     view, _ = problem(objective)
     batch = view.batch
     dense = content_model(D).double()
@@ -76,16 +77,16 @@ def test_the_certified_loss_is_that_of_negatives_raised_as_far_as_can_be(objecti
     content_nC = view.v_nd @ dense.w_v.T + view.t_nd @ dense.w_t.T + dense.bias
     seen.clean = Scored(users_BK, torch.cat([view.identity_nd, content_nC], dim=1))
     seen.linear = LinearContent(view.identity_nd, content_nC, *dense.fusion())
-    config = AdversarialConfig(adversary="certified", epsilon=0.2, budget=budget)
+    config = AdversarialConfig(adversary="certified", epsilon=0.2, budget=budget, text_weight=text_weight)
     ours = certified_loss(config, Problem(view.objective, batch, view.rows, seen))
     h = users_BK[:, D:]
     scores_Bn = users_BK @ seen.clean.items_nK.T
-    along = (h @ dense.w_v, view.v_nd), (h @ dense.w_t, view.t_nd)
+    along = (0.2, h @ dense.w_v, view.v_nd), (0.2 * text_weight, h @ dense.w_t, view.t_nd)
     if budget == "ball":
-        raised_Bn = scores_Bn + 0.2 * sum(directions.norm(dim=1, keepdim=True) for directions, _ in along)
+        raised_Bn = scores_Bn + sum(share * directions.norm(dim=1, keepdim=True) for share, directions, _ in along)
     else:
-        raised_Bn = scores_Bn + 0.2 * sum(
-            directions.norm(dim=1, keepdim=True) - directions @ rows.T for directions, rows in along
+        raised_Bn = scores_Bn + sum(
+            share * (directions.norm(dim=1, keepdim=True) - directions @ rows.T) for share, directions, rows in along
         )
     index_B = view.rows.index_of(batch.positives_B)
     excess_Bn = raised_Bn - scores_Bn.gather(1, index_B[:, None])
@@ -119,10 +120,26 @@ def test_a_single_modality_leaves_the_other_alone(name, still, steps):
         torch.testing.assert_close(deltas[1 - still], both[1 - still])
 
 
+@pytest.mark.parametrize("budget", ["ball", "any_content"])
+@pytest.mark.parametrize("name, steps", [("uat", 1), ("uat", 3), ("user_coordination", 2), ("noise", 1)])
+def test_a_modality_has_its_share_of_epsilon(name, steps, budget):
+    view, _ = problem("full_catalog")
+    given = {"adversary": name, "steps": steps, "budget": budget, "adv_align_weight": 0.0}
+    whole = AdversarialConfig(epsilon=0.3, **given)
+    weighted = AdversarialConfig(epsilon=0.6, visual_weight=0.5, text_weight=0.1, **given)
+    text_alone = AdversarialConfig(epsilon=0.06, **given)
+    ours, visual, text = (deltas_of(adversary(c, ITEMS, 0), view) for c in (weighted, whole, text_alone))
+    if steps == 1:
+        torch.testing.assert_close(ours, (visual[0], text[1]))
+    if budget == "ball":
+        for delta, rows, share in zip(ours, (view.v_nd, view.t_nd), (0.3, 0.06), strict=True):
+            torch.testing.assert_close(delta.norm(dim=1), share * rows.norm(dim=1))
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_noise_has_full_length_a_direction_of_its_own_for_each_step_and_needs_no_gradient(norm):
     view, _ = problem("full_catalog")
-    noise = Noise(Ball(0.2, norm), seed=3, weight=1.0)
+    noise = Noise((Ball(0.2, norm), Ball(0.2, norm)), seed=3, weight=1.0)
     problem_of_noise = Problem(view.objective, view.batch, view.rows, SeenView(view))
     steps = [noise(problem_of_noise, torch.tensor(0.0), step) for step in (0, 1)]  # a loss without a graph
     for deltas in steps:

@@ -22,6 +22,10 @@ class Budget(Protocol):
         """Whether the row that comes is bounded, instead of how far it may lie from the one that was there."""
         ...
 
+    def scaled(self, weight: float) -> "Budget":
+        """The same with `weight` times the epsilon."""
+        ...
+
     def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
         """The most that perturbing a UNIT row can add to <row, direction>, or, where rows are replaced, that what comes
         can add to what is left of it, [n]. `ascend` from zero with step 1 attains it. Differentiable."""
@@ -61,6 +65,9 @@ class Ball:
         """
         return cls(epsilon * math.sqrt(dim) if (norm, definition) == ("l2", "paper") else epsilon, norm)
 
+    def scaled(self, weight: float) -> "Ball":
+        return Ball(weight * self.epsilon, self.norm)
+
     def radius(self, rows_nd: torch.Tensor) -> torch.Tensor:
         return self.epsilon * rows_nd.norm(dim=1, keepdim=True)
 
@@ -93,6 +100,9 @@ class AnyContent:
 
     share: float = 1.0
     replaces: ClassVar[bool] = True
+
+    def scaled(self, weight: float) -> "AnyContent":
+        return AnyContent(weight * self.share)
 
     def most(self, directions_nd: torch.Tensor) -> torch.Tensor:
         return self.share * directions_nd.norm(dim=1)

@@ -11,7 +11,7 @@ map from (v, t) to the loss. Both run on any number of ranks: losses are partial
     n  active items of this rank    N  items of the catalog    d  width of a projected row    C  columns of content
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,24 @@ class AscentRule:
     conditional_gradient: bool = False
     """Each step goes to the point of the ball that the gradient at the last point points to (section 4.4): where L is
     convex in delta, no step lowers it."""
+    weights: tuple[float, float] = (1.0, 1.0)
+    """Epsilon of the visual rows and of the textual ones, as shares of the budget's."""
+
+    @property
+    def budgets(self) -> tuple[Budget, Budget]:
+        """Of the visual rows and of the textual ones."""
+        visual, text = (self.budget.scaled(weight) for weight in self.weights)
+        return visual, text
+
+    def ascend(
+        self, deltas: Deltas, gradients: Iterable[torch.Tensor], rows: Iterable[torch.Tensor], step: float
+    ) -> Deltas:
+        """One step of both modalities."""
+        visual, text = (
+            budget.ascend(delta, gradient, row, step)
+            for budget, delta, gradient, row in zip(self.budgets, deltas, gradients, rows, strict=True)
+        )
+        return visual, text
 
     @property
     def step(self) -> float:
@@ -124,14 +142,12 @@ def _ascend(view: LinearView, rule: AscentRule, direction_nd: torch.Tensor, delt
     budget, step = rule.budget, 1.0 if rule.conditional_gradient else rule.step
     from_clean = deltas is None or rule.conditional_gradient
     if from_clean and isinstance(budget, Ball):
-        radius = step * budget.epsilon
-        return perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+        radius, (visual, text) = step * budget.epsilon, rule.weights
+        delta_v, delta_t = perturb(direction_nd, view.w_v, view.w_t, view.v_nd, view.t_nd, radius, norm=budget.norm)
+        return (delta_v, delta_t) if visual == text == 1.0 else (visual * delta_v, text * delta_t)
     if deltas is None or from_clean:
         deltas = torch.zeros_like(view.v_nd), torch.zeros_like(view.t_nd)
-    return (
-        budget.ascend(deltas[0], direction_nd @ view.w_v, view.v_nd, step),
-        budget.ascend(deltas[1], direction_nd @ view.w_t, view.t_nd, step),
-    )
+    return rule.ascend(deltas, (direction_nd @ view.w_v, direction_nd @ view.w_t), (view.v_nd, view.t_nd), step)
 
 
 def _coordinated(view: LinearView, rule: AscentRule, items_nK: torch.Tensor, gradient_nd: torch.Tensor) -> torch.Tensor:
@@ -148,10 +164,8 @@ def _ascend_in_user_space(
     """One step along dJ/ddelta; at delta = 0, where no score has shifted, there is nothing to coordinate."""
     _, slope_v, slope_t = view.user_alignment(items_nK, *deltas)
     weight = rule.adv_align_weight / rule.num_items
-    return (
-        rule.budget.ascend(deltas[0], gradient_nd @ view.w_v + weight * slope_v, view.v_nd, rule.step),
-        rule.budget.ascend(deltas[1], gradient_nd @ view.w_t + weight * slope_t, view.t_nd, rule.step),
-    )
+    slopes = gradient_nd @ view.w_v + weight * slope_v, gradient_nd @ view.w_t + weight * slope_t
+    return rule.ascend(deltas, slopes, (view.v_nd, view.t_nd), rule.step)
 
 
 def general_form(
@@ -183,10 +197,8 @@ def general_form(
         if rule.conditional_gradient:
             deltas = torch.zeros_like(v_nd), torch.zeros_like(t_nd)
         step = 1.0 if rule.conditional_gradient else rule.step
-        deltas = (
-            rule.budget.ascend(deltas[0], gradients[0].detach(), v_nd.detach(), step),
-            rule.budget.ascend(deltas[1], gradients[1].detach(), t_nd.detach(), step),
-        )
+        slopes, rows = ((tensor.detach() for tensor in pair) for pair in (gradients, (v_nd, t_nd)))
+        deltas = rule.ascend(deltas, slopes, rows, step)
         deltas = keep_modalities(deltas, rule.modalities)
     return deltas
 

@@ -85,7 +85,7 @@ def _linear_view(problem: Problem, linear: LinearContent) -> LinearView:
 class Noise:
     """A random direction of full length for each row and step, the same on any number of ranks."""
 
-    budget: Budget
+    budgets: tuple[Budget, Budget]
     seed: int
     weight: float
 
@@ -95,19 +95,19 @@ class Noise:
         last = first + len(v_nd)
         drawn = normal_rows(first, last, sum(widths), self.seed, step, block=_NOISE_ROWS, device=v_nd.device)
         visual, text = (
-            self.budget.ascend(torch.zeros_like(rows), direction, rows, 1.0)
-            for rows, direction in zip((v_nd, t_nd), drawn.split(widths, dim=1), strict=True)
+            budget.ascend(torch.zeros_like(rows), direction, rows, 1.0)
+            for budget, rows, direction in zip(self.budgets, (v_nd, t_nd), drawn.split(widths, dim=1), strict=True)
         )
         return visual, text
 
 
 def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary | None:
     """None for the defences that perturb nothing: none and certified."""
-    budget, name = budget_of(config), config.adversary
+    budget, weights, name = budget_of(config), weights_of(config), config.adversary
     if name in ("none", "certified"):
         return None
     if name == "noise":
-        return Noise(budget, seed, config.adv_weight)
+        return Noise((budget.scaled(weights[0]), budget.scaled(weights[1])), seed, config.adv_weight)
     if name == "amr":
         published = AscentRule(Ball(config.amr_epsilon, "l2"), 1, 0.0, num_items, MODALITIES[:1])
         return Ascent(published, config.amr_weight)
@@ -121,6 +121,7 @@ def adversary(config: AdversarialConfig, num_items: int, seed: int) -> Adversary
         modalities,
         "users" if name == "user_coordination" else "items",
         name == "conditional_gradient",
+        weights,
     )
     return Ascent(rule, config.adv_weight)
 
@@ -129,18 +130,24 @@ def budget_of(config: AdversarialConfig) -> Budget:
     return AnyContent(config.epsilon) if config.budget == "any_content" else Ball(config.epsilon, config.norm)
 
 
+def weights_of(config: AdversarialConfig) -> tuple[float, float]:
+    return config.visual_weight, config.text_weight
+
+
 def certified_loss(config: AdversarialConfig, problem: Problem) -> torch.Tensor:
     """This rank's partial of the objective where every negative scores as high as the budget can bring it for the user.
     Collective."""
-    view, budget = problem.view, budget_of(config)
+    view, (visual, text) = problem.view, (budget_of(config).scaled(weight) for weight in weights_of(config))
     linear, users_BK = view.linear, view.clean.users_BK
     assert linear is not None
     content_BC, dtype = users_BK[:, -linear.w_v.shape[0] :], users_BK.dtype
-    bonus_B = worst_case_bonus(content_BC, linear.w_v.to(dtype), linear.w_t.to(dtype), budget, budget)
-    if not isinstance(budget, AnyContent):
+    bonus_B = worst_case_bonus(content_BC, linear.w_v.to(dtype), linear.w_t.to(dtype), visual, text)
+    if not (isinstance(visual, AnyContent) and isinstance(text, AnyContent)):
         return problem.loss(view.clean, bonus_B)
     # The share of a negative's content that is replaced goes; that of the positive stays.
-    leaving_nC = budget.share * (linear.content_nC - linear.bias.to(dtype))
+    leaving_nC = text.share * (linear.content_nC - linear.bias.to(dtype))
+    if visual.share != text.share:
+        leaving_nC = leaving_nC + (visual.share - text.share) * (view.v_nd.to(dtype) @ linear.w_v.to(dtype).T)
     places = problem.rows.places(problem.batch.positives_B, content_BC.device)
     own_B = sum_over_ranks(scores_at(content_BC, leaving_nC, places))
     left = Scored(users_BK, torch.cat([linear.identity_nd, linear.content_nC - leaving_nC], dim=1))

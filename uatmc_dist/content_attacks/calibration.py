@@ -15,6 +15,7 @@ _UNSEEN = {"pixels": 1.0, "words": 1}
 """Changes that nobody notices: a pixel by 1/255, a word."""
 _AS_GOOD_AS_ANY = 0.5
 """Share of what any content gains from which on a ball around the row says nothing."""
+_LEAST_WEIGHT = 0.05
 _SHARE = 0.2
 """Of the way towards any content, in training: kept 95 % of the accuracy where it was chosen (docs/results.md)."""
 
@@ -22,7 +23,7 @@ _SHARE = 0.2
 def calibrate(records: Sequence[Record], k: int) -> dict[str, Any]:
     """Of the records of `pixels` and `words`: by size how far rows moved, which share of what any content gains was
     reached, and the smallest radius in which 95 % of the moved rows lie, so that a certificate of that radius covers
-    them; then what to train with."""
+    them; then what to train with, each modality weighted by what an unseen change of it is worth."""
     entries = [
         _entry(attack, size, [r for r in written if r["size"] == size], k)
         for attack in ("pixels", "words")
@@ -75,14 +76,25 @@ def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if not unseen:
         return None
     shares = {entry["modality"]: entry["share_of_any_content"] or 0.0 for entry in unseen}
-    radius = max(entry["epsilon"]["l2"] for entry in unseen)
+    radii = {entry["modality"]: entry["epsilon"]["l2"] for entry in unseen}
+    radius = max(radii.values())
     if max(shares.values()) >= _AS_GOOD_AS_ANY or radius >= 1:
-        options: dict[str, Any] = {"budget": "any_content", "epsilon": _SHARE, "adversary": "certified"}
+        options: dict[str, Any] = {"budget": "any_content", "epsilon": _SHARE, "adversary": "certified"} | _weights(
+            shares
+        )
         why = "a change that nobody sees does much of what any content does, so no ball around the row says anything"
     else:
-        options = {"budget": "ball", "epsilon": radius, "adversary": "uat"}
+        options = {"budget": "ball", "epsilon": radius, "adversary": "uat"} | _weights(radii)
         why = f"{_COVERED:.0%} of the unseen changes stay within this radius (l2)"
     larger = [f"{e['attack']} of {e['size']:g}" for e in unseen if e["size"] > _UNSEEN[e["attack"]]]
     if larger:
         why += f"; nothing smaller was measured than {' and '.join(larger)}, which may be seen"
     return {"options": options, "why": why, "share_of_any_content": shares}
+
+
+def _weights(worth: dict[str, float]) -> dict[str, float]:
+    """Of both modalities, beside the one that is worth most; 1 where nothing was measured."""
+    most = max(worth.values()) or 1.0
+    return {
+        f"{modality}_weight": round(max(value / most, _LEAST_WEIGHT), 2) for modality, value in sorted(worth.items())
+    }
