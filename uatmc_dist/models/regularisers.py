@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_rows, num_ranks, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_rows, num_ranks, sum_for_all
 from uatmc_dist.parallel.upload import upload
 
 
@@ -22,7 +22,7 @@ def embedding_size(
         squares.append(row_squares_n[rows.places(items_B, row_squares_n.device).index_M].sum())
     if norm == "squared":
         return torch.stack(squares).sum()
-    norms = sum_over_ranks(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    norms = sum_for_all(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     return norms.sum() / num_ranks()
 
 

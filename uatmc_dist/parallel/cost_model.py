@@ -164,8 +164,8 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
     if phase == "clean":
         yield "align modalities", _alignment(problem, ranks)
     # Positive scores (or differences) forward and backward, twice backward where the adversary asked for g; the
-    # HVP's two; norms and their backward; the check for NaN.
-    sums = 2 * passes + problem.ascends + 2 * problem.coordinates + 3
+    # HVP's two; norms; the check for NaN.
+    sums = 2 * passes + problem.ascends + 2 * problem.coordinates + 2
     yield "sums over ranks", _ring(ranks, 2 * sums * batch * FLOAT, calls=sums)
     parameters = problem.dense_parameters(phase)
     dense = _ring(ranks, 2 * parameters * FLOAT, calls=1)
