@@ -12,7 +12,7 @@ from uatmc_dist.errors import UserError
 def run(app: typer.Typer) -> NoReturn:
     """Exits with 0, with the code of a command, with 130 after Ctrl-C, or with 2 and one line on standard error."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        _end(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
     except UserError as error:
@@ -25,6 +25,15 @@ def run(app: typer.Typer) -> NoReturn:
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         _fail(error.format_message())
+
+
+def _end(exit_code: int) -> NoReturn:
+    ranks = sys.modules.get("torch.distributed")
+    if ranks is not None and ranks.is_available() and ranks.is_initialized():
+        from uatmc_dist.parallel.process_group import leave
+
+        leave(exit_code)
+    sys.exit(exit_code)
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,7 +13,6 @@ from uatmc_dist.cli.common import (
     app,
     console,
     exit_where_failed,
-    has_failed,
     opened,
     opened_in_blocks,
     tell_written,
@@ -35,7 +34,6 @@ def evaluate(
     from uatmc_dist.evaluation import comparison, on_ranks
     from uatmc_dist.evaluation.beyond import BeyondAccuracy
     from uatmc_dist.evaluation.ranking import RankedUsers, rank_catalog, rank_model, write_lists
-    from uatmc_dist.parallel import process_group
     from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.tables import accuracy
 
@@ -60,7 +58,7 @@ def evaluate(
     with shown("users", is_first) as progress:
         metrics = ranked_by(catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
     if not is_first:
-        process_group.leave()
+        return
     if lists is not None:
         write_lists(lists, ranked)
         tell_written(lists)
@@ -74,8 +72,6 @@ def evaluate(
     accuracy.print_accuracy(console, run, figures, compared)
     accuracy.print_beside_baselines(console, run, figures, compared)
     tell_written(path)
-    if on_ranks.is_launched():
-        process_group.leave()
 
 
 @app.command()
@@ -92,7 +88,6 @@ def attack(
     from uatmc_dist.evaluation.promotion import attack_model
     from uatmc_dist.evaluation.tallies import KeptScenes
     from uatmc_dist.models.trained import ModelFile, TrainedModel
-    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_attacks
 
     is_first = True
@@ -113,13 +108,11 @@ def attack(
     with shown("scenes", is_first) as progress:
         report = measured(progress, kept)
     if not is_first:
-        process_group.leave()
+        return
     path = folder.write_json("attack.json", report)
     kept.drop()
     print_attacks(console, run, report)
     tell_written(path)
-    if on_ranks.is_launched():
-        process_group.leave(int(strict and has_failed(report)))
     exit_where_failed(report, strict)
 
 
@@ -161,7 +154,6 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.certificate import certify as certified
     from uatmc_dist.evaluation.certificate import certify_swept
-    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_certificate
 
     if on_ranks.is_launched():
@@ -170,7 +162,7 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
         with shown("sweeps", world.is_first) as progress:
             found = certify_swept(swept, catalog, config.attack, attacks, progress)
         if not world.is_first:
-            process_group.leave()
+            return
     else:
         folder, config, catalog, model = opened(run, overrides)
         with shown("sweeps") as progress:
@@ -179,8 +171,6 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     path = folder.write_json("certificate.json", found.report)
     print_certificate(console, run, found.report, catalog.num_items)
     tell_written(path)
-    if on_ranks.is_launched():
-        process_group.leave()
 
 
 @app.command()
@@ -190,7 +180,6 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     Under torchrun (torchrun ... -m uatmc_dist.cli mismatch RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
-    from uatmc_dist.parallel import process_group
     from uatmc_dist.tables.attacks import print_mismatch
 
     is_first = True
@@ -206,9 +195,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     with shown("models", is_first) as progress:
         report = measure_mismatch(config, catalog, model, start, progress)
     if not is_first:
-        process_group.leave()
+        return
     path = folder.write_json("mismatch.json", report)
     print_mismatch(console, run, report)
     tell_written(path)
-    if on_ranks.is_launched():
-        process_group.leave()

@@ -24,7 +24,6 @@ def export(
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.card import model_card
     from uatmc_dist.models.export import Vectors, export_model, write_projector
-    from uatmc_dist.parallel import process_group
 
     is_first = True
     if on_ranks.is_launched():
@@ -44,8 +43,6 @@ def export(
             tell_written(path)
         if projector:
             console.print("tensorboard --logdir", str(board), highlight=False, soft_wrap=True)
-    if on_ranks.is_launched():
-        process_group.leave()
 
 
 @app.command()
