@@ -67,7 +67,6 @@ LIMITS = {
     "fresh_bytes": "page faults of new tensors",
     "feature_bytes": "reading raw features",
     "ring_bytes": "network bandwidth",
-    "exchange_bytes": "network bandwidth",
     "collectives": "latency of collectives",
     "-": "nothing",
 }

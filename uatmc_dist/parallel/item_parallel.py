@@ -158,13 +158,19 @@ def gather_from_owners(
     own_rows: Callable[[torch.Tensor], torch.Tensor], ids_B: torch.Tensor, block: ItemBlock
 ) -> OnTheWay:
     """Starts to gather the rows of these ids on every rank; `own_rows` has those of this rank's block. As many rows
-    travel from each rank as from the one that has the most."""
+    travel from each rank as from the one that has the most; where these are so many that a sum sends less, as of ids
+    in a row, they are added up."""
     if num_ranks() == 1:
         return OnTheWay(own_rows(ids_B))
     owner_B = ids_B // block.size
-    rows_mK = own_rows(ids_B[owner_B == block.rank])
+    (mine_m,) = (owner_B == block.rank).nonzero(as_tuple=True)
+    rows_mK = own_rows(ids_B[mine_m])
     counts_R = torch.bincount(owner_B, minlength=block.world_size)
-    share, order_B = int(counts_R.max()), owner_B.argsort(stable=True)
+    share = int(counts_R.max())
+    if share * block.world_size > 2 * len(ids_B):
+        share_BK = rows_mK.new_zeros(len(ids_B), rows_mK.shape[1])
+        return OnTheWay(sum_over_ranks(share_BK.index_add(0, upload(mine_m, rows_mK.device), rows_mK)))
+    order_B = owner_B.argsort(stable=True)
     place_B = torch.empty_like(order_B)
     first_R = counts_R.cumsum(0) - counts_R
     place_B[order_B] = torch.arange(len(ids_B)) + (torch.arange(len(counts_R)) * share - first_R)[owner_B[order_B]]
