@@ -28,7 +28,7 @@ from uatmc_dist.models.projected import projected_items
 from uatmc_dist.models.projectors import OwnFeatures, Projectors, content_model, movable, project_items
 from uatmc_dist.models.propagation import BipartiteGraph
 from uatmc_dist.models.trained import TrainedModel
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, sum_from_owners
 from uatmc_dist.parallel.upload import upload
 
 NUM_LAYERS = 3
@@ -243,8 +243,8 @@ class MMGCNView:
         the visual preferences' squares; times the batch size, which it is divided by."""
         of_users_u, of_items_n = (rows.square().sum(1) for rows in self._identity)
         users_B, block = self._batch.users_B, self._model.users
-        inside = (users_B >= block.lo) & (users_B < block.hi)
-        total = of_users_u[upload(users_B[inside] - block.lo, of_users_u.device)].sum()
+        own_M = users_B[block.positions_of_own(users_B)]
+        total = of_users_u[upload(own_M - block.lo, of_users_u.device)].sum()
         for items_B in item_lists:
             index_M = self.content_rows.places(items_B, of_items_n.device).index_M
             total = total + of_items_n[index_M].sum() / len(item_lists)
@@ -257,10 +257,8 @@ class MMGCNView:
 
 def rows_everywhere(rows_ud: torch.Tensor, ids_B: torch.Tensor, block: ItemBlock) -> torch.Tensor:
     """Rows [B, d] of any users, on every rank: B x d numbers travel. Collective, differentiable."""
-    mine_M = ((ids_B >= block.lo) & (ids_B < block.hi)).nonzero().squeeze(1)
-    index_M, mine_M = (upload(part, rows_ud.device) for part in (ids_B[mine_M] - block.lo, mine_M))
-    rows_Bd = rows_ud.new_zeros(len(ids_B), rows_ud.shape[1])
-    return sum_over_ranks(rows_Bd.index_add(0, mine_M, rows_ud.index_select(0, index_M)))
+    own_rows = lambda ids_M: rows_ud.index_select(0, upload(ids_M - block.lo, rows_ud.device))  # noqa: E731
+    return sum_from_owners(own_rows, ids_B, block)
 
 
 class MMGCNModel(TrainedModel):

@@ -47,7 +47,6 @@ class UserVectors:
         block = self._history.block
         share_BK = self._history.own_sums(bags.of_items(block.lo, block.hi))
         if self._rows is not None:
-            block = self._rows.block
-            (mine_m,) = ((users_B >= block.lo) & (users_B < block.hi)).nonzero(as_tuple=True)
+            mine_m = self._rows.block.positions_of_own(users_B)
             share_BK = share_BK.index_add(0, upload(mine_m, share_BK.device), self._rows.own_rows(users_B[mine_m]))
         return OnTheWay(sum_over_ranks(share_BK))

@@ -56,6 +56,10 @@ class ItemBlock:
     def hi(self) -> int:
         return min((self.rank + 1) * self.size, self.num_items)
 
+    def positions_of_own(self, ids_B: torch.Tensor) -> torch.Tensor:
+        """Where among some ids those of this block are."""
+        return ((ids_B >= self.lo) & (ids_B < self.hi)).nonzero().squeeze(1)
+
 
 @dataclass(frozen=True)
 class Places:
@@ -163,19 +167,25 @@ def gather_from_owners(
     if num_ranks() == 1:
         return OnTheWay(own_rows(ids_B))
     owner_B = ids_B // block.size
-    (mine_m,) = (owner_B == block.rank).nonzero(as_tuple=True)
-    rows_mK = own_rows(ids_B[mine_m])
-    counts_R = torch.bincount(owner_B, minlength=block.world_size)
-    share = int(counts_R.max())
+    counts_R = torch.bincount(owner_B, minlength=block.world_size).tolist()
+    share = max(counts_R)
     if share * block.world_size > 2 * len(ids_B):
-        share_BK = rows_mK.new_zeros(len(ids_B), rows_mK.shape[1])
-        return OnTheWay(sum_over_ranks(share_BK.index_add(0, upload(mine_m, rows_mK.device), rows_mK)))
-    order_B = owner_B.argsort(stable=True)
-    place_B = torch.empty_like(order_B)
-    first_R = counts_R.cumsum(0) - counts_R
-    place_B[order_B] = torch.arange(len(ids_B)) + (torch.arange(len(counts_R)) * share - first_R)[owner_B[order_B]]
+        return OnTheWay(sum_from_owners(own_rows, ids_B, block))
+    rows_mK = own_rows(ids_B[block.positions_of_own(ids_B)])
+    place_B = torch.empty_like(ids_B)
+    place_B[owner_B.argsort(stable=True)] = _padded_places(counts_R, share)
     works: list[dist.Work] = []
     return OnTheWay(_gather_padded(rows_mK, share, works), upload(place_B, rows_mK.device), works)
+
+
+def sum_from_owners(
+    own_rows: Callable[[torch.Tensor], torch.Tensor], ids_B: torch.Tensor, block: ItemBlock
+) -> torch.Tensor:
+    """The rows [B, K] of these ids on every rank, added up from what each has in its block. Differentiable."""
+    mine_m = block.positions_of_own(ids_B)
+    rows_mK = own_rows(ids_B[mine_m])
+    share_BK = rows_mK.new_zeros(len(ids_B), rows_mK.shape[1])
+    return sum_over_ranks(share_BK.index_add(0, upload(mine_m, rows_mK.device), rows_mK))
 
 
 def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
@@ -187,8 +197,7 @@ def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
     total = sum(counts_R)
     if counts_R == [min(max(total - rank * share, 0), share) for rank in range(len(counts_R))]:
         return gathered[:total]  # blocks of a table: only the last ones are short
-    kept = torch.cat([torch.arange(count) + rank * share for rank, count in enumerate(counts_R)])
-    return gathered.index_select(0, upload(kept, rows_n.device))
+    return gathered.index_select(0, upload(_padded_places(counts_R, share), rows_n.device))
 
 
 def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, places: Places) -> torch.Tensor:
@@ -212,6 +221,11 @@ def merge_topk(scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> tuple[torch.Ten
     return scores[:, :k], all_ids.gather(1, order[:, :k])
 
 
+def _padded_places(counts_R: list[int], share: int) -> torch.Tensor:
+    """Where the rows lie among gathered ones that were padded to `share` a rank, in rank order."""
+    return torch.cat([torch.arange(count) + rank * share for rank, count in enumerate(counts_R)])
+
+
 def _gather_padded(rows_n: torch.Tensor, share: int, on_the_way: list[dist.Work] | None = None) -> torch.Tensor:
     return _GatherRows.apply(F.pad(rows_n, (0, 0, 0, share - len(rows_n))), on_the_way)
 
@@ -229,13 +243,8 @@ class _SumRanks(torch.autograd.Function):
         return _SumRanks.apply(gradient)
 
 
-class _SumForAll(torch.autograd.Function):
-    """all-reduce whose gradient is the same on every rank, so that their sum is known."""
-
-    @staticmethod
-    def forward(ctx: Any, partial: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        TRAFFIC.all_reduced(partial.nbytes)
-        return collectives.reduced(partial)
+class _SumForAll(_SumRanks):
+    """The same where its gradient is equal on every rank, so that their sum is known."""
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
