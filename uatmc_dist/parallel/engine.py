@@ -24,7 +24,8 @@ class DenseEngine:
             self._engine = None
             return
         deepspeed = _import_deepspeed()
-        optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay)
+        rates = {"lr": training.lr, "weight_decay": training.weight_decay}
+        optimizer = torch.optim.AdamW(self.parameters.values(), **rates, fused=True)
         per_rank = -(-training.batch_size // world.size)
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -89,7 +90,7 @@ class DenseEngine:
             for moment in _MOMENTS:
                 self._set_moment(parameter, moment, state[f"{name}.{moment}"])
         for entry in self._torch_optimizer.state.values():
-            entry["step"] = state["step"].clone() if torch.is_tensor(entry.get("step")) else float(state["step"])
+            entry["step"] = state["step"].to(entry["step"].device, copy=True)
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -113,12 +114,12 @@ class DenseEngine:
         if self._stage == 0:
             for parameter in self.parameters.values():
                 zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
-                self._torch_optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+                self._torch_optimizer.state[parameter] = {"step": _no_step(parameter), **zeros}
             return
         zero = self._engine.optimizer  # type: ignore[union-attr]
         for flat in zero.single_partition_of_fp32_groups:
             zeros = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
-            zero.optimizer.state[flat] = {"step": torch.tensor(0.0), **zeros}
+            zero.optimizer.state[flat] = {"step": _no_step(flat), **zeros}
         zero._lazy_init_hp_params_optimizer_state()
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
@@ -135,6 +136,11 @@ class DenseEngine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _no_step(parameter: torch.Tensor) -> torch.Tensor:
+    """AdamW's count, where its one kernel for all parameters reads it."""
+    return torch.zeros((), device=parameter.device)
 
 
 def _import_deepspeed():  # type: ignore[no-untyped-def]
