@@ -30,7 +30,15 @@ _FORKS.set_forkserver_preload(
         *("uatmc_dist.training", "uatmc_dist.cli", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"),
         # What these import when they first need it.
         *("uatmc_dist.models.linear_fusion", "uatmc_dist.models.mmgcn", "torch.utils.tensorboard", "torch._dynamo"),
-        *("distutils.ccompiler", "torch.distributed.optim", "sentence_transformers", "optuna", "sqlalchemy", "jinja2"),
+        *(
+            "deepspeed.runtime.zero.muon.muon_optimizer",
+            "distutils.ccompiler",
+            "torch.distributed.optim",
+            "sentence_transformers",
+            "optuna",
+            "sqlalchemy",
+            "jinja2",
+        ),
     ]
 )
 
