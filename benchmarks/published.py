@@ -125,11 +125,8 @@ def inner_objective(problem: Problem, adv_align_weight: float, num_items: int) -
 
 def swap_modalities(model: TrainingModel) -> None:
     """What the branches receive in training; the ranking of the saved model is not concerned."""
-    projected: Any = model._projected  # type: ignore[attr-defined]
-    if isinstance(projected, dict):
-        projected["visual"], projected["text"] = projected["text"], projected["visual"]
-    else:
-        model._projected = projected[::-1]  # type: ignore[attr-defined]
+    content: Any = model.content  # type: ignore[attr-defined]
+    content._projected = content._projected[::-1]
 
 
 def train_with(deviations: Sequence[str], arguments: Sequence[str]) -> None:

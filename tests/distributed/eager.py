@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.config import load_config
+from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.parallel import process_group
 from uatmc_dist.training import Position, Trainer
 
@@ -46,9 +47,10 @@ class Eager:
         )
         self.dense = copy.deepcopy(model.dense)
         if self.config.adversarial.at == "encoder":
-            self.raw = model.raw(torch.arange(len(self.items)))
+            raw = model.content.movable(torch.arange(len(self.items)))
+            self.raw = {name: rows.detach() for name, rows in zip(MODALITIES, raw, strict=True)}
         else:
-            self.v, self.t = (rows.clone() for rows in model._projected)
+            self.v, self.t = (rows.clone() for rows in model.content.of_block())
         tables, training = self.config.tables, self.config.training
         self.optimizers = [
             torch.optim.Adagrad([self.users, self.items], lr=tables.lr, eps=1e-8),

@@ -9,9 +9,10 @@ import torch
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import PROJECTED, Catalog
 from uatmc_dist.data.synthetic import synthesize
-from uatmc_dist.models import projected, projectors
+from uatmc_dist.models import own_content, projected
+from uatmc_dist.models.own_content import OwnFeatures
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import OwnFeatures, project_items
+from uatmc_dist.models.projectors import project_items
 from uatmc_dist.models.vbpr import dense_module
 from uatmc_dist.parallel.item_parallel import ItemBlock
 
@@ -112,14 +113,14 @@ def test_a_damaged_chunk_is_projected_again(catalog, model, caplog):
 def test_features_that_are_kept_on_the_device_are_those_of_the_files(catalog, monkeypatch):
     block, ids = ItemBlock(203, 1, 2), torch.arange(102, 203)
     from_files = OwnFeatures(catalog, block, CPU)
-    monkeypatch.setattr(projectors, "_free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(own_content, "_free_bytes", lambda device: 1 << 30)
     kept = OwnFeatures(catalog, block, CPU)
     for given in (ids, ids[3:9], ids):
         truth, found = from_files.rows(given), kept.rows(given)
         assert all(torch.equal(found[name], truth[name]) for name in ("visual", "text"))
         assert found["visual"].dtype == torch.float32
-    monkeypatch.setattr(projectors, "raw_rows", lambda *given: pytest.fail("read again"))
+    monkeypatch.setattr(own_content, "raw_rows", lambda *given: pytest.fail("read again"))
     kept.rows(ids)
-    monkeypatch.setattr(projectors, "_free_bytes", lambda device: 2 * 101 * 32 * 2 - 1)  # half of it must do
+    monkeypatch.setattr(own_content, "_free_bytes", lambda device: 2 * 101 * 32 * 2 - 1)  # half of it must do
     with pytest.raises(pytest.fail.Exception, match="read again"):
         OwnFeatures(catalog, block, CPU).rows(ids)

@@ -92,7 +92,7 @@ def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, worl
     if dense is None or not is_linear:
         return Measured(block, users, dense, is_linear, user_rows, model.view)
     linear: Any = model
-    rows = linear.items.local_weight, *linear.modalities(torch.arange(block.lo, block.hi))
+    rows = linear.items.local_weight, *linear.content.movable(torch.arange(block.lo, block.hi))
     return Measured.of_linear_fusion(block, users, dense, user_rows, rows)
 
 
@@ -178,5 +178,7 @@ def content_rows(model: Any, ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.T
     ids_n, place_m = ids_m.unique(return_inverse=True)  # ascending, as the model wants them
     of_items = model.items.local_weight
     identity_nd = of_items[ids_n.to(of_items.device) - model.items.block.lo]
-    identity_md, v_md, t_md = (rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.modalities(ids_n)))
+    identity_md, v_md, t_md = (
+        rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.content.movable(ids_n))
+    )
     return identity_md, v_md, t_md

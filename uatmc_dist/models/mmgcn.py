@@ -24,8 +24,9 @@ from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import Batch, KnownPositives
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.models.backbone import Progress, Ranking, Scored, TableShape
+from uatmc_dist.models.own_content import OwnContent
 from uatmc_dist.models.projected import projected_items
-from uatmc_dist.models.projectors import OwnFeatures, Projectors, content_model, movable, project_items
+from uatmc_dist.models.projectors import Projectors, content_model, project_items
 from uatmc_dist.models.propagation import BipartiteGraph
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, sum_from_owners
@@ -142,29 +143,18 @@ class TrainingMMGCN:
         from uatmc_dist.models.tables import ShardedTable  # TorchRec takes seconds to import
         from uatmc_dist.parallel.engine import DenseEngine
 
-        self._catalog, self._device, self._config = catalog, world.device, config
+        self._config = config
         self._tables = {}
         for name, shape in tables(config, catalog.num_users, catalog.num_items).items():
             table = self._tables[name] = ShardedTable(name, shape.rows, shape.width, config.tables, world.device)
             table.initialise(shape.std, config.seed)
         self.users, self.items = self._tables["user"].block, self._tables["item"].block
         self.graph = BipartiteGraph(known, self.users, self.items, world.device)
-        self._features = OwnFeatures(catalog, self.items, world.device)
         self.dense = dense_module(config, catalog)
         if dense_weights is not None:
             self.dense.load_state_dict(dense_weights)
         self.dense.to(world.device)
-        self._projected: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._frozen: Modal = {}
-        self._at_encoder = phase == "adversarial" and config.adversarial.at == "encoder"
-        if phase == "adversarial" and not self._at_encoder:
-            self.dense.freeze_projectors()
-            block = self.items
-            self._projected = projected_items(
-                self.dense, catalog, block.lo, block.hi, world.device, torch.float32, progress
-            )
-            named = self.dense.named_parameters()
-            self._frozen = {name: p.detach().cpu().clone() for name, p in named if not p.requires_grad}
+        self.content = OwnContent(self.dense, catalog, self.items, config, phase, world.device, progress)
         self.engine = DenseEngine(self.dense, config.training, config.engine, world)
 
     @property
@@ -172,7 +162,7 @@ class TrainingMMGCN:
         return list(self._tables.values())
 
     def dense_weights(self) -> Modal:
-        return {**self._frozen, **self.engine.weights()}
+        return {**self.content.frozen, **self.engine.weights()}
 
     def rows_of(self, table: str, trains: bool) -> torch.Tensor:
         """This rank's rows. With `trains` they are looked up: once a step, and the optimiser runs in the backward."""
@@ -184,23 +174,6 @@ class TrainingMMGCN:
     def embed(self, z: Modal, identity: Nodes, preference: Modal) -> Nodes:
         return self.dense.embed(self.graph, identity, preference, z)
 
-    def movable(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's rows that may be perturbed: projected ones [n, d], constants in the adversarial phase, or with
-        adversarial.at=encoder raw ones [n, D]."""
-        if self._projected is not None:
-            # Leaves of their own: what differentiates in them leaves no gradient behind.
-            v_nd, t_nd = (rows.detach().requires_grad_() for rows in self._projected)
-            return v_nd, t_nd
-        rows = self._features.rows(torch.arange(self.items.lo, self.items.hi))
-        if self._at_encoder:
-            return movable(rows, self.items.hi - self.items.lo, self.dense)
-        return self.dense.project(rows)
-
-    def z(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Modal:
-        """Projected rows of such rows."""
-        rows = self.dense.project_moved(v_nd, t_nd) if self._at_encoder else (v_nd, t_nd)
-        return dict(zip(MODALITIES, rows, strict=True))
-
     def inputs(self, trains: bool) -> tuple[Nodes, Modal]:
         identity = Nodes(self.rows_of("user", trains), self.rows_of("item", trains))
         trains = trains and self._config.model.preference == "trained"
@@ -211,9 +184,8 @@ class TrainingMMGCN:
 
     @torch.no_grad()
     def ranking(self) -> Ranking:
-        block = self.items
-        rows = self._projected or project_items(self.dense, self._catalog, block.lo, block.hi, self._device)
-        nodes = self.embed(dict(zip(MODALITIES, rows, strict=True)), *self.inputs(trains=False))
+        z = dict(zip(MODALITIES, self.content.of_block(), strict=True))
+        nodes = self.embed(z, *self.inputs(trains=False))
         return Ranking(lambda users_B: rows_everywhere(nodes.users_ud, users_B, self.users), nodes.items_nd)
 
 
@@ -227,12 +199,17 @@ class MMGCNView:
         block = model.items
         self.content_rows = ActiveRows(torch.arange(block.lo, block.hi), block.lo)
         self._identity, self._preference = model.inputs(trains=True)
-        self.v_nd, self.t_nd = model.movable()
+        # Leaves of their own where they are constants: what differentiates in them leaves no gradient behind.
+        self.v_nd, self.t_nd = (
+            rows if rows.requires_grad else rows.detach().requires_grad_()
+            for rows in model.content.movable(self.content_rows.ids_n)
+        )
         self.clean = self.at(self.v_nd, self.t_nd)
 
     def at(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> Scored:
         model = self._model
-        users_ud, items_nd = model.embed(model.z(v_nd, t_nd), self._identity, self._preference)
+        z = dict(zip(MODALITIES, model.content.shown(v_nd, t_nd), strict=True))
+        users_ud, items_nd = model.embed(z, self._identity, self._preference)
         active = self._rows.ids_n
         if len(active) < len(items_nd):
             items_nd = items_nd.index_select(0, upload(active - model.items.lo, items_nd.device))

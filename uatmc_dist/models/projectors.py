@@ -10,7 +10,6 @@ from torch import nn
 
 from uatmc_dist.config import Config
 from uatmc_dist.data.catalog import MODALITIES, Catalog
-from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.upload import upload
 
 CHUNK = 4096
@@ -197,29 +196,3 @@ def project_items(
 def raw_rows(catalog: Catalog, ids: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
     """Raw feature rows [len(ids), D] in float32, by modality."""
     return {name: upload(torch.from_numpy(catalog.features[name].rows(ids)), device) for name in catalog.modalities}
-
-
-class OwnFeatures:
-    """Raw feature rows of this rank's items. What asks for all of them at every step has them from the GPU, in the
-    catalog's number format, where half of the memory that is free there holds them."""
-
-    def __init__(self, catalog: Catalog, block: ItemBlock, device: torch.device) -> None:
-        self._catalog, self._block, self._device = catalog, block, device
-        self._kept: dict[str, torch.Tensor] = {}
-        size = sum(catalog.features[name].width * catalog.features[name].dtype.itemsize for name in catalog.modalities)
-        self._fits = 2 * (block.hi - block.lo) * size <= _free_bytes(device)
-
-    def rows(self, ids_n: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[n, D] in float32, by modality."""
-        if not self._fits or len(ids_n) < self._block.hi - self._block.lo:
-            return raw_rows(self._catalog, ids_n.numpy(), self._device)
-        if not self._kept:
-            for name, rows in raw_rows(self._catalog, ids_n.numpy(), torch.device("cpu")).items():
-                stored = torch.from_numpy(np.empty(0, self._catalog.features[name].dtype)).dtype
-                self._kept[name] = rows.to(stored).to(self._device)
-        return {name: rows.float() for name, rows in self._kept.items()}
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Of a GPU; on a CPU none: the catalog is mapped into memory there."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
