@@ -113,7 +113,12 @@ SCENARIOS = {
         "adversarial.steps=2",
     ],
     "mmgcn/full/uat/encoder": [*MMGCN, "adversarial.adversary=uat", "adversarial.at=encoder"],
-    "mmgcn/sampled/noise": [*MMGCN, "adversarial.objective=sampled", "adversarial.adversary=noise"],
+    "mmgcn/sampled/noise": [
+        *MMGCN,
+        "adversarial.objective=sampled",
+        "adversarial.adversary=noise",
+        "adversarial.projected_precision=bf16",
+    ],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
     "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
 }

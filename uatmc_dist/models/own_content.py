@@ -69,8 +69,10 @@ class OwnContent:
     @torch.no_grad()
     def of_block(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t of all of this rank's items, with the weights of this moment."""
-        block = self._block
-        return self._projected or project_items(self._dense, self._catalog, block.lo, block.hi, self._device)
+        if self._projected is None:
+            return project_items(self._dense, self._catalog, self._block.lo, self._block.hi, self._device)
+        v_nd, t_nd = self._projected
+        return v_nd.float(), t_nd.float()
 
 
 class OwnFeatures:
