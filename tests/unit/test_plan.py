@@ -190,7 +190,7 @@ config = load_config(Path(sys.argv[1]))
 catalog = Catalog(config.catalog)
 given = catalog, KnownPositives.of_training(catalog), config, world, "adversarial", None, lambda done, total: None
 model = backbone(config.model).training_model(*given)
-rows = model.content.of_block()
+rows = model.content._projected
 found = {"projected features": sum(one.nbytes for one in rows)}
 if config.model.backbone == "mmgcn":
     parts = [m for side in (model.graph._of_users, model.graph._of_items) for m in (side._matrix, side._transposed)]

@@ -1,11 +1,11 @@
 """What content attacks have done, on disk: a line for each attack and target, so that an interrupted one goes on."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from uatmc_dist.errors import UserError
+from uatmc_dist.json_lines import add_line, read_lines
 
 Record = dict[str, Any]
 
@@ -19,20 +19,12 @@ class Kept:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); free space") from None
         self._path = folder / f"records-{key}.jsonl"
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        whole = [line for line in lines if _is_json(line)]
-        if len(whole) < len(lines):  # interrupted in the middle of one
-            self._path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-        self.records: list[Record] = [record for line in whole for record in json.loads(line)]
+        self.records: list[Record] = [record for line in read_lines(self._path) for record in line]
         self.done = {(record["seed"], record["attack"], record["item"]) for record in self.records}
 
     def add(self, records: list[Record]) -> None:
         """Of one target: a line."""
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(records) + "\n")
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
+        add_line(self._path, records)
         self.records += records
 
     def of(self, seed: int, attack: str, item: int) -> list[Record]:
@@ -47,11 +39,3 @@ def best_by(records: Iterable[Record], *keys: str) -> list[Record]:
         if key not in best or record["after"] > best[key]["after"]:
             best[key] = record
     return list(best.values())
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.errors import UserError
+from uatmc_dist.json_lines import add_line, read_lines
 
 Epsilon = float | None
 """None: any content."""
@@ -80,14 +80,8 @@ class KeptScenes:
     def __init__(self, path: Path | None, writes: bool = True) -> None:
         """`path` None: nothing is kept. `writes`: whether this rank writes; all of them read."""
         self._path, self._writes = path, writes
-        self.done: dict[tuple[int, str], Stratum] = {}
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    seed, stratum, found = json.loads(line)
-                except ValueError:  # interrupted in the middle of it
-                    continue
-                self.done[seed, stratum] = Stratum.from_json(found)
+        lines = [] if path is None else read_lines(path)
+        self.done = {(seed, stratum): Stratum.from_json(found) for seed, stratum, found in lines}
 
     @classmethod
     def of_run(cls, run: Path, config: AttackConfig, surrogate: Path | None, writes: bool = True) -> "KeptScenes":
@@ -98,14 +92,8 @@ class KeptScenes:
         return cls(run / f"attack-{hashlib.sha256(words.encode()).hexdigest()[:16]}.jsonl", writes)
 
     def add(self, seed: int, stratum: str, found: Stratum) -> None:
-        if self._path is None or not self._writes:
-            return
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                # A line that was cut off stays a line of its own.
-                file.write("\n" * (file.tell() > 0) + json.dumps([seed, stratum, found.to_json()]))
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
+        if self._path is not None and self._writes:
+            add_line(self._path, [seed, stratum, found.to_json()])
 
     def drop(self) -> None:
         """Once attack.json holds all of it; what other options left goes, too."""
