@@ -10,6 +10,7 @@ from uatmc_dist.attacks.fgsm import FGSM
 from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.evaluation import checks as all_checks
 from uatmc_dist.evaluation import promotion
 from uatmc_dist.evaluation.scenes import Scene
 
@@ -81,6 +82,22 @@ def test_weak_white_box_attacks_and_falling_success_are_told(tiny_catalog, monke
     found = checks(catalog, monkeypatch, [Backwards(), square])
     assert not found["white_box_beats_black_box_and_transfer"]["passed"]
     assert not found["success_grows_with_epsilon"]["passed"]
+
+
+def test_a_single_step_may_overshoot_where_scores_are_not_linear():
+    attacks = suite.attacks_of(AttackConfig(attacks=["fgsm", "pgd"]), MODALITIES)
+
+    def grows(fgsm: float, pgd: float) -> bool:
+        after = {("fgsm", 0.05): 0.2, ("fgsm", 0.1): fgsm, ("pgd", 0.05): 0.2, ("pgd", 0.1): pgd}
+        results = [
+            {"attack": name, "stratum": "random", "epsilon": epsilon, "hit@50_after": hits}
+            for (name, epsilon), hits in after.items()
+        ]
+        config = AttackConfig(epsilons=[0.05, 0.1], any_content=False)
+        return all_checks.run_all(None, config, attacks, results, {})[0]["passed"]
+
+    assert grows(fgsm=0.1, pgd=0.3)
+    assert not grows(fgsm=0.3, pgd=0.1)
 
 
 def test_an_attack_that_leaves_the_ball_is_told(tiny_catalog, monkeypatch):
