@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import ScorePass, Seen, accumulator_dtype, backend, check_score_pass, resolve
+from uatmc_kernels._op import op
 
 
 def bpr_all_items(
@@ -46,7 +47,7 @@ def bpr_all_items(
     return _loss_and_gradients(*inputs)[0] if needs_gradient else _loss(*inputs)
 
 
-@torch.library.custom_op("uatmc::bpr_loss", mutates_args=())
+@op("bpr_loss")
 def _loss(
     users: Tensor,
     items: Tensor,
@@ -64,7 +65,7 @@ def _(users, items, positive, skip, offsets, columns, implementation):  # type: 
     return users.new_empty(len(users), dtype=accumulator_dtype(users.dtype))
 
 
-@torch.library.custom_op("uatmc::bpr_loss_and_gradients", mutates_args=())
+@op("bpr_loss_and_gradients")
 def _loss_and_gradients(
     users: Tensor,
     items: Tensor,
@@ -87,7 +88,7 @@ def _(users, items, positive, skip, offsets, columns, implementation):  # type: 
     return loss_B, users.new_empty(users.shape, dtype=dtype), users.new_empty(items.shape, dtype=dtype), d_positive_B
 
 
-@torch.library.custom_op("uatmc::bpr_gradients", mutates_args=())
+@op("bpr_gradients")
 def _gradients(
     weights: Tensor,
     users: Tensor,
@@ -124,7 +125,7 @@ def _(weights, users, items, positive, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(users.shape), items.new_empty(items.shape), positive.new_empty(positive.shape)
 
 
-@torch.library.custom_op("uatmc::bpr_second_order", mutates_args=())
+@op("bpr_second_order")
 def _second_order(
     weights: Tensor,
     users: Tensor,

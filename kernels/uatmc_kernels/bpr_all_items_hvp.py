@@ -15,6 +15,7 @@ from uatmc_kernels._dispatch import (
     content_columns,
     resolve,
 )
+from uatmc_kernels._op import op
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def bpr_all_items_hvp(
     return _hvp(*scores.flat(), tangent_items_Nd, tangent_positive_B, content.start, content.stop, name)
 
 
-@torch.library.custom_op("uatmc::bpr_hvp", mutates_args=())
+@op("bpr_hvp")
 def _hvp(
     users: Tensor,
     items: Tensor,

@@ -13,6 +13,7 @@ from uatmc_kernels._dispatch import (
     check_same_dtype,
     resolve,
 )
+from uatmc_kernels._op import op
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def coordinate(
     return reference.coordinate(g_Nd, w_v, w_t) if name == "reference" else _coordinate(g_Nd, w_v, w_t, name)
 
 
-@torch.library.custom_op("uatmc::coordinate", mutates_args=())
+@op("coordinate")
 def _coordinate(g: Tensor, w_v: Tensor, w_t: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     return backend(implementation).coordinate(g, w_v, w_t)
 

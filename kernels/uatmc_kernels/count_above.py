@@ -5,6 +5,7 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import Implementation, backend, check_float, check_scores, resolve
+from uatmc_kernels._op import op
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def count_above(
     return _count(users_BK, items_NK, thresholds_B, bonus_B, name)
 
 
-@torch.library.custom_op("uatmc::count_above", mutates_args=())
+@op("count_above")
 def _count(users: Tensor, items: Tensor, thresholds: Tensor, bonus: Tensor, implementation: str) -> Tensor:
     return backend(implementation).count_above(users, items, thresholds, bonus)
 

@@ -25,6 +25,7 @@ from uatmc_kernels._dispatch import (
     check_scores,
     resolve,
 )
+from uatmc_kernels._op import op
 
 
 def logsumexp_all_items(
@@ -69,7 +70,7 @@ def _absolute(
     return ScorePass.of(users, items, zeros, skip, offsets, columns, item_offset)
 
 
-@torch.library.custom_op("uatmc::lse", mutates_args=())
+@op("lse")
 def _lse(
     users: Tensor,
     items: Tensor,
@@ -87,7 +88,7 @@ def _(users, items, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(len(users), dtype=accumulator_dtype(users.dtype))
 
 
-@torch.library.custom_op("uatmc::lse_gradients", mutates_args=())
+@op("lse_gradients")
 def _gradients(
     weights: Tensor,
     lse: Tensor,
@@ -114,7 +115,7 @@ def _(weights, lse, users, items, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(users.shape), items.new_empty(items.shape)
 
 
-@torch.library.custom_op("uatmc::lse_second_order", mutates_args=())
+@op("lse_second_order")
 def _second_order(
     weights: Tensor,
     lse: Tensor,

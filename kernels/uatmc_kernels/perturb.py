@@ -7,6 +7,7 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import Implementation, backend, check_float, check_same_dtype, resolve
+from uatmc_kernels._op import op
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def _checked(g_Nd: Tensor, w_v: Tensor, w_t: Tensor, v_N: Tensor, t_N: Tensor, n
     return resolve(implementation, g_Nd)
 
 
-@torch.library.custom_op("uatmc::perturb", mutates_args=())
+@op("perturb")
 def _perturb(
     g: Tensor, w_v: Tensor, w_t: Tensor, v: Tensor, t: Tensor, epsilon: float, norm: str, implementation: str
 ) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ def _(g, w_v, w_t, v, t, *rest):  # type: ignore[no-untyped-def]
     return v.new_empty(v.shape), t.new_empty(t.shape)
 
 
-@torch.library.custom_op("uatmc::perturbed_content", mutates_args=())
+@op("perturbed_content")
 def _perturbed_content(
     g: Tensor,
     w_v: Tensor,

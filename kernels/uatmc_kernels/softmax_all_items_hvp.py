@@ -20,6 +20,7 @@ from uatmc_kernels._dispatch import (
     content_columns,
     resolve,
 )
+from uatmc_kernels._op import op
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def _checked(scores: ScorePass, tangent_items_Nd: Tensor, columns: slice, implem
     return content, resolve(implementation, users_BK)
 
 
-@torch.library.custom_op("uatmc::softmax_mean_change", mutates_args=())
+@op("softmax_mean_change")
 def _mean_change(
     users: Tensor,
     items: Tensor,
@@ -111,7 +112,7 @@ def _(users, items, *rest):  # type: ignore[no-untyped-def]
     return users.new_empty(len(users), dtype=accumulator_dtype(users.dtype))
 
 
-@torch.library.custom_op("uatmc::softmax_hvp", mutates_args=())
+@op("softmax_hvp")
 def _hvp(
     users: Tensor,
     items: Tensor,

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from uatmc_kernels import reference
 from uatmc_kernels._dispatch import Implementation, Seen, backend, check_scores, resolve, seen_pair
+from uatmc_kernels._op import op
 
 _TRITON_MAX_K = 128
 """Longer rankings do not fit into registers."""
@@ -38,7 +39,7 @@ def topk_all_items(
     return _topk(users_BK, items_NK, k, *(seen or (None, None)), name)
 
 
-@torch.library.custom_op("uatmc::topk_all_items", mutates_args=())
+@op("topk_all_items")
 def _topk(
     users: Tensor, items: Tensor, k: int, offsets: Tensor | None, columns: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor]:

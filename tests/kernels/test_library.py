@@ -81,6 +81,12 @@ def test_compiled_training_step_equals_eager():
         torch.testing.assert_close(ours, truth)
 
 
+def test_what_has_no_derivative_says_so():
+    mean, _ = OPS.coordinate(torch.ones(3, 4, requires_grad=True), torch.eye(4), torch.eye(4), "tiled")
+    with pytest.raises(RuntimeError, match="uatmc::coordinate has no derivative"):
+        mean.backward()
+
+
 def test_every_public_op_compiles_without_a_graph_break():
     users, items, positive, _ = problem(6, 30, 4)
     weight = torch.eye(4, dtype=torch.float64)
