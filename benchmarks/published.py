@@ -42,18 +42,15 @@ from uatmc_dist.training.step import Step
 RUNS = Path("runs/published")
 BACKBONES = {
     "vbpr": ["adversarial.adv_weight=5"],
-    "mmgcn": ["clean.epochs=40", "clean.objective=sampled", "adversarial.adv_weight=8"],
+    "mmgcn": ["clean.epochs=20", "clean.objective=sampled", "adversarial.adv_weight=8"],
 }
 CONFIGS = {"vbpr": "configs/vbpr-hm-fashion-sampled.yaml", "mmgcn": "configs/mmgcn.yaml"}
 LAMBDAS = {"vbpr": 3.0, "mmgcn": 8.0}
 """Weights of the published configurations of Amazon Clothing; their radius is 0.05."""
 DEFENCE = ["adversarial.epochs=5", "adversarial.objective=sampled", "adversarial.epsilon=0.05"]
-ATTACK = [
-    "attack.seeds=[1]",
-    "attack.epsilons=[0.05, 0.1]",
-    "attack.attacks=[fgsm, pgd]",
-    "attack.num_targets=50",
-]
+ATTACK = ["attack.seeds=[1]", "attack.epsilons=[0.05, 0.1]", "attack.attacks=[fgsm, pgd]"]
+TARGETS = {"vbpr": ["attack.num_targets=50"], "mmgcn": ["attack.num_targets=20", "attack.any_content=false"]}
+"""An attack on MMGCN recomputes three hops at every step."""
 FROZEN = ["model.preference=frozen"]
 _OTHER_SEED = 1 << 20
 
@@ -205,7 +202,7 @@ def make(catalog: Path, kind: str, deviation_name: str, adversary: str, seed: in
     if not (run / "evaluation.json").exists():
         call("-m", "uatmc_dist.cli", "evaluate", run)
     if not (run / "attack.json").exists():
-        call("-m", "uatmc_dist.cli", "attack", run, *ATTACK)
+        call("-m", "uatmc_dist.cli", "attack", run, *ATTACK, *TARGETS[kind])
     return run
 
 
