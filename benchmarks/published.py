@@ -221,23 +221,22 @@ def figures(run: Path) -> dict[str, float]:
     return found
 
 
-def table(catalog: Path, backbones: Sequence[str], seeds: Sequence[int]) -> str:
+def table(catalog: Path, kind: str, seeds: Sequence[int]) -> str:
     rows = []
-    for kind in backbones:
-        for name, deviation in DEVIATIONS[kind].items():
-            runs = {adversary: f"{name}-{adversary_of(deviation, adversary)}" for adversary in ("uat", "uat_mc")}
-            found = {
-                adversary: [figures(run_of(catalog.name, kind, run, seed)) for seed in seeds]
-                for adversary, run in runs.items()
-            }
-            cells = [
-                with_interval([one[key] for one in found[adversary]], ".4f")
-                for adversary in found
-                for key in ("recall@20", "before", "0.05", "0.1")
-            ]
-            pairs = list(zip(found["uat_mc"], found["uat"], strict=True))
-            gains = [with_interval([a[key] - b[key] for a, b in pairs], "+.4f") for key in ("recall@20", "0.05", "0.1")]
-            rows.append([f"{kind}, {name}", *cells, *gains])
+    for name, deviation in DEVIATIONS[kind].items():
+        runs = {adversary: f"{name}-{adversary_of(deviation, adversary)}" for adversary in ("uat", "uat_mc")}
+        found = {
+            adversary: [figures(run_of(catalog.name, kind, run, seed)) for seed in seeds]
+            for adversary, run in runs.items()
+        }
+        cells = [
+            with_interval([one[key] for one in found[adversary]], ".4f")
+            for adversary in found
+            for key in ("recall@20", "before", "0.05", "0.1")
+        ]
+        pairs = list(zip(found["uat_mc"], found["uat"], strict=True))
+        gains = [with_interval([a[key] - b[key] for a, b in pairs], "+.4f") for key in ("recall@20", "0.05", "0.1")]
+        rows.append([f"{kind}, {name}", *cells, *gains])
     head = ["deviation"]
     columns = ("Recall@20", "before", "0.05", "0.1")
     head += [f"{adversary}: {what}" for adversary in ("uat", "uat_mc") for what in columns]
@@ -258,10 +257,11 @@ def main() -> None:
             for name in DEVIATIONS[kind]:
                 for adversary in ("uat", "uat_mc"):
                     print(f"{make(arguments.catalog, kind, name, adversary, seed)}: done", flush=True)
-    text = table(arguments.catalog, arguments.backbones, arguments.seeds)
-    print(text)
-    if arguments.write is not None:
-        replace_block(arguments.write, f"published-{arguments.catalog.name}", text)
+    for kind in arguments.backbones:
+        text = table(arguments.catalog, kind, arguments.seeds)
+        print(text)
+        if arguments.write is not None:
+            replace_block(arguments.write, f"published-{arguments.catalog.name}-{kind}", text)
 
 
 if __name__ == "__main__":
