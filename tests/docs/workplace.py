@@ -1,6 +1,7 @@
 """A folder in which the commands of the documents run in seconds: the project's own files, with small configurations,
 a drawn shop, and a catalog or a trained run wherever a command names one."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,23 +14,26 @@ from tests.conftest import ROOT, environment, run_uatmc
 from uatmc_dist.data import synthetic_shop
 
 _COPIED = ("configs", "docs", "launch", "train.py", "README.md")
-_SMALL: dict[str, Any] = {
+_SMALL: dict[str, dict[str, Any]] = {
     "model": {"embedding_dim": 8},
     "training": {"batch_size": 256},
     "clean": {"epochs": 1},
-    "attack": {"num_targets": 3, "seeds": [1], "attacks": ["fgsm", "pgd"], "epsilons": [0.1]},
+    "attack": {"num_targets": 2, "seeds": [1], "attacks": ["fgsm", "pgd"]},
     "content_attack": {"num_targets": 1, "pixels": [4], "edits": [1], "formats": ["png"], "steps": 2},
 }
-SMALL = {
-    "train": ["model.embedding_dim=8", "training.batch_size=256", "clean.epochs=1", "adversarial.epochs=1"],
-    "attack": ["attack.num_targets=2", "attack.seeds=[1]", "attack.attacks=[pgd,fgsm]"],
-}
-SMALL["attack-content"] = SMALL["calibrate"] = [
-    *("content_attack.num_targets=1", "content_attack.edits=[1]", "content_attack.formats=[png]"),
-    *("content_attack.pixels=[4]", "content_attack.steps=2"),
-]
-SMALL["attack-content"] += ["content_attack.attacks=[pixels, words]"]
 
+
+def _overrides(*sections: str) -> list[str]:
+    return [f"{section}.{name}={json.dumps(value)}" for section in sections for name, value in _SMALL[section].items()]
+
+
+SMALL = {
+    "train": [*_overrides("model", "training", "clean"), "adversarial.epochs=1"],
+    "attack": _overrides("attack"),
+    "attack-content": [*_overrides("content_attack"), "content_attack.attacks=[pixels, words]"],
+    "calibrate": _overrides("content_attack"),
+}
+"""The same as options of a verb."""
 
 _CONFIG_OF = {
     "mmgcn": "mmgcn",
@@ -123,8 +127,7 @@ def _short(plan: dict[str, Any]) -> dict[str, Any]:
     short["defences"] = {name: _brief(given) for name, given in kept}
     if "clean" in plan:
         short["clean"] = {"clean": _brief(plan["clean"]["clean"])}
-    few = ["attack.num_targets=2", "attack.seeds=[1]", "attack.attacks=[fgsm, pgd]"]
-    short["attack"] = [*plan.get("attack", []), *few]
+    short["attack"] = [*plan.get("attack", []), *SMALL["attack"]]
     if "content_attack" in plan:  # an encoder is loaded for each model: two are enough
         short["without"] = [*plan.get("without", []), "none", "certified_any"]
         short["content_attack"] = [*plan["content_attack"], *SMALL["attack-content"]]

@@ -72,7 +72,7 @@ def pretend(breaks: str | None) -> None:
     """Puts the stand-ins in place, and the mistake that is asked for."""
     import uatmc_kernels._dispatch as dispatch
     from uatmc_dist.adversary import defenses
-    from uatmc_dist.models import linear_fusion, mmgcn, propagation, tables, users
+    from uatmc_dist.models import linear_fusion, own_content, propagation, tables, users
     from uatmc_dist.parallel import engine, upload
 
     for module in (linear_fusion, users, tables):
@@ -80,8 +80,7 @@ def pretend(breaks: str | None) -> None:
             setattr(module, name, stand_ins.Table)
     for module in (linear_fusion, engine):
         module.DenseEngine = stand_ins.Engine
-    for module in (linear_fusion, mmgcn):
-        module.projected_items = stand_ins.projected_items
+    own_content.projected_items = stand_ins.projected_items
     propagation.csr, propagation.sparse_product = stand_ins.Matrix, stand_ins.sparse_product
     dispatch._triton_problem = lambda device, index, dtype: (
         "" if dtype in (torch.float32, torch.bfloat16) else f"no Triton kernel for {dtype}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from uatmc_dist.data.batches import Batch, KnownPositives
+from uatmc_dist.parallel.upload import upload
 from uatmc_dist.seeding import generator
 
 _DROPOUT = 1
@@ -37,12 +38,18 @@ class Bags:
         lengths_m = torch.bincount(row_E[kept_E], minlength=len(self.lengths_m))
         return Bags(self.items_E[kept_E], lengths_m, self.weights_E[kept_E])
 
-    def pooled(self, rows_NK: torch.Tensor) -> torch.Tensor:
-        """Weighted sums [m, K] of a table that is here as a whole."""
+    def pooled(self, rows_nK: torch.Tensor, lo: int = 0) -> torch.Tensor:
+        """Weighted sums [m, K] of a table's rows [lo, lo + n), which have all of the entries; in float64, so that what
+        is rounded to float32 afterwards does not depend on the order of the sums."""
+        ids_n, place_E = self.items_E.unique(return_inverse=True)
+        if not len(ids_n):
+            return rows_nK.new_zeros(len(self.lengths_m), rows_nK.shape[1], dtype=torch.float64)
         offsets_m = self.lengths_m.cumsum(0) - self.lengths_m
-        weights_E = self.weights_E.to(rows_NK.dtype)
+        index_n, place_E, offsets_m, weights_E = (
+            upload(given, rows_nK.device) for given in (ids_n - lo, place_E, offsets_m, self.weights_E.double())
+        )
         return torch.nn.functional.embedding_bag(
-            self.items_E, rows_NK, offsets_m, mode="sum", per_sample_weights=weights_E
+            place_E, rows_nK[index_n].double(), offsets_m, mode="sum", per_sample_weights=weights_E
         )
 
 
@@ -62,11 +69,17 @@ def bags_of_pairs(known: KnownPositives, batch: Batch, dropout: float) -> Bags:
 
 
 def pooled_users(
-    known: KnownPositives, history_NK: torch.Tensor, num_users: int, at_once: int = 1 << 14
+    known: KnownPositives,
+    history_NK: torch.Tensor,
+    num_users: int,
+    own_UK: torch.Tensor | None = None,
+    at_once: int = 1 << 14,
 ) -> torch.Tensor:
-    """Pooled vectors [U, K] of all users, a block of them at a time."""
+    """Pooled vectors [U, K] of all users, a block of them at a time; `own_UK` are added, where users have rows as
+    well."""
     users_UK = history_NK.new_empty(num_users, history_NK.shape[1])
     for start in range(0, num_users, at_once):
         users_m = torch.arange(start, min(start + at_once, num_users))
-        users_UK[start : start + at_once] = bags_of_users(known, users_m).pooled(history_NK)
+        pooled_mK = bags_of_users(known, users_m).pooled(history_NK)
+        users_UK[start : start + at_once] = pooled_mK if own_UK is None else pooled_mK + own_UK[users_m]
     return users_UK

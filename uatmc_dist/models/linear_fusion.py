@@ -88,11 +88,7 @@ class LinearFusion:
         items_nK = self.items.local_weight
         if self.has_content:
             items_nK = torch.cat([items_nK, self.dense.fuse(*self.content.of_block())], dim=1)
-        return Ranking(self._user_rows, items_nK)
-
-    @torch.no_grad()
-    def _user_rows(self, users_B: torch.Tensor) -> torch.Tensor:
-        return self.users.of_users(users_B).wait()
+        return Ranking(self.users.of_users, items_nK)
 
 
 class LinearFusionView:

@@ -44,10 +44,12 @@ class LinearModel(TrainedModel):
     ) -> None:
         self.path, self.config, self.dense = path, config, dense
         self.identity_Nd, self.history_NK = tables["item"], tables.get("history")
-        parts = [tables["user"]] if "user" in tables else []
+        users_UK = tables.get("user")
         if self.history_NK is not None:
-            parts.append(pooled_users(KnownPositives.of_training(catalog), self.history_NK, catalog.num_users))
-        self.users_UK = sum(parts[1:], parts[0])
+            known = KnownPositives.of_training(catalog)
+            users_UK = pooled_users(known, self.history_NK, catalog.num_users, users_UK)
+        assert users_UK is not None  # of the tables that a user is made of there is one at least
+        self.users_UK = users_UK
         if dense is not None:
             dense.requires_grad_(False)
             project = project_items if path is None else partial(projected_items, progress=progress)

@@ -168,4 +168,4 @@ class TrainedModel:
                 f"{self.path}: each user is a row of its own (model.user=row), so nobody new can be served; train with "
                 "model.user=history"
             )
-        return Bags.of(torch.zeros_like(items_E), items_E, 1).pooled(self.history_NK)[0]
+        return Bags.of(torch.zeros_like(items_E), items_E, 1).pooled(self.history_NK)[0].float()

@@ -30,23 +30,34 @@ class UserVectors:
 
     def of_pairs(self, batch: Batch) -> OnTheWay:
         """[B, K] of a batch, positives left out of the histories."""
-        bags = None if self._history is None else bags_of_pairs(self._known, batch, self._dropout)
-        return self._on_all_ranks(batch.users_B, bags)
-
-    def of_users(self, users_B: torch.Tensor) -> OnTheWay:
-        """[B, K] of some users, with whole histories."""
-        bags = None if self._history is None else bags_of_users(self._known, users_B)
-        return self._on_all_ranks(users_B, bags)
-
-    def _on_all_ranks(self, users_B: torch.Tensor, bags: Bags | None) -> OnTheWay:
-        """What each rank finds in its own blocks, gathered, or summed where histories lie on several ranks."""
         if self._history is None:
-            assert self._rows is not None
-            return gather_from_owners(self._rows.own_rows, users_B, self._rows.block)
-        assert bags is not None
-        block = self._history.block
-        share_BK = self._history.own_sums(bags.of_items(block.lo, block.hi))
-        if self._rows is not None:
-            mine_m = self._rows.block.positions_of_own(users_B)
-            share_BK = share_BK.index_add(0, upload(mine_m, share_BK.device), self._rows.own_rows(users_B[mine_m]))
-        return OnTheWay(sum_over_ranks(share_BK))
+            return self._own_rows(batch.users_B)
+        bags = bags_of_pairs(self._known, batch, self._dropout)
+        share_BK = self._history.own_sums(self._of_own_items(bags))
+        return OnTheWay(sum_over_ranks(self._with_own_rows(share_BK, batch.users_B)))
+
+    @torch.no_grad()
+    def of_users(self, users_B: torch.Tensor) -> torch.Tensor:
+        """[B, K] of some users, with whole histories: the same numbers on any number of ranks."""
+        if self._history is None:
+            return self._own_rows(users_B).wait()
+        bags = self._of_own_items(bags_of_users(self._known, users_B))
+        share_BK = bags.pooled(self._history.local_weight, self._history.block.lo)
+        return sum_over_ranks(self._with_own_rows(share_BK, users_B)).float()
+
+    def _own_rows(self, users_B: torch.Tensor) -> OnTheWay:
+        assert self._rows is not None
+        return gather_from_owners(self._rows.own_rows, users_B, self._rows.block)
+
+    def _of_own_items(self, bags: Bags) -> Bags:
+        """What this rank has of histories."""
+        assert self._history is not None
+        return bags.of_items(self._history.block.lo, self._history.block.hi)
+
+    def _with_own_rows(self, share_BK: torch.Tensor, users_B: torch.Tensor) -> torch.Tensor:
+        """Where users have rows as well, those of this rank are added."""
+        if self._rows is None:
+            return share_BK
+        mine_m = self._rows.block.positions_of_own(users_B)
+        rows_mK = self._rows.own_rows(users_B[mine_m]).to(share_BK.dtype)
+        return share_BK.index_add(0, upload(mine_m, share_BK.device), rows_mK)
