@@ -91,6 +91,19 @@ def test_closed_form_equals_double_differentiation(objective, steps, adv_align_w
         assert (size <= 0.3 * row.norm(dim=1) * (1 + 1e-12)).all()
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-17, 1e-25])
+def test_gradients_of_nearly_nothing_leave_the_general_form_finite(scale):
+    """Of a pair that is well apart; lambda is scaled with the loss, so that J is the same but for its size."""
+    view, loss = problem("sampled")
+    find = lambda of, weight, rows: general_form(of, *rows, AscentRule(Ball(0.3, "l2"), 1, weight, ITEMS))  # noqa: E731
+    rows = view.v_nd.float(), view.t_nd.float()
+    found = find(lambda v, t: scale * loss(v.double(), t.double()).float(), 2.0 * scale, rows)
+    for delta, truth in zip(found, find(loss, 2.0, (view.v_nd, view.t_nd)), strict=True):
+        assert delta.isfinite().all()
+        if scale == 1e-12:  # where squares are still numbers, which they are in nearly all rows, nothing is seen of it
+            assert torch.isclose(delta.double(), truth, rtol=1e-3, atol=1e-4).all(1).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_full_gradient_of_j_equals_double_differentiation(objective):
     """The direction itself, before it is normalised row by row."""

@@ -216,8 +216,15 @@ def _slope(
 
 
 def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
-    """Rows with a zero gradient have no direction and are left out."""
-    kept_n1 = ((visual_nd != 0).any(dim=1) & (text_nd != 0).any(dim=1))[:, None]
-    visual_nd, text_nd = (torch.where(kept_n1, rows_nd, 1.0) for rows_nd in (visual_nd, text_nd))
+    """Rows with a zero gradient, or one whose square is nothing in this number format, have no direction and are left
+    out. The others are divided by their largest number first, which no cosine depends on: cubes of small lengths, which
+    are in its derivative, must not vanish."""
+    largest = [rows_nd.detach().abs().amax(1, keepdim=True) for rows_nd in (visual_nd, text_nd)]
+    smallest = torch.finfo(visual_nd.dtype).tiny ** 0.5
+    kept_n1 = (largest[0] > smallest) & (largest[1] > smallest)
+    visual_nd, text_nd = (
+        torch.where(kept_n1, rows_nd / size_n1.where(kept_n1, 1.0), 1.0)
+        for rows_nd, size_n1 in zip((visual_nd, text_nd), largest, strict=True)
+    )
     cosine_n = torch.nn.functional.cosine_similarity(visual_nd, text_nd, dim=1, eps=0.0)
     return torch.where(kept_n1.squeeze(1), cosine_n, 0.0).sum()
