@@ -100,8 +100,8 @@ def test_gradients_of_nearly_nothing_leave_the_general_form_finite(scale):
     found = find(lambda v, t: scale * loss(v.double(), t.double()).float(), 2.0 * scale, rows)
     for delta, truth in zip(found, find(loss, 2.0, (view.v_nd, view.t_nd)), strict=True):
         assert delta.isfinite().all()
-        if scale == 1e-12:  # where squares are still numbers, which they are in nearly all rows, nothing is seen of it
-            assert torch.isclose(delta.double(), truth, rtol=1e-3, atol=1e-4).all(1).float().mean() > 0.9
+        # Nothing is seen of it, but in the few rows that are beyond 1e-30.
+        assert torch.isclose(delta.double(), truth, rtol=1e-3, atol=1e-4).all(1).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -89,7 +89,7 @@ class Ball:
         self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
     ) -> torch.Tensor:
         """A step of length step x radius (its sign for linf), then back into the ball."""
-        direction_nd = gradient_nd.sign() if self.norm == "linf" else _unit(gradient_nd)
+        direction_nd = gradient_nd.sign() if self.norm == "linf" else unit(gradient_nd)
         return self.project(delta_nd + step * self.radius(rows_nd) * direction_nd, rows_nd)
 
 
@@ -114,7 +114,7 @@ class AnyContent:
         """Where nothing is left of u there is no nearest point, and the row stays unperturbed."""
         towards_nd = rows_nd + delta_nd / self.share
         is_there = (towards_nd != 0).any(dim=1, keepdim=True)
-        return torch.where(is_there, self.share * (_unit(towards_nd) - rows_nd), 0.0)
+        return torch.where(is_there, self.share * (unit(towards_nd) - rows_nd), 0.0)
 
     def ascend(
         self, delta_nd: torch.Tensor, gradient_nd: torch.Tensor, rows_nd: torch.Tensor, step: float | torch.Tensor
@@ -122,15 +122,17 @@ class AnyContent:
         """u becomes the mean of itself and of the furthest point along the gradient, weighted by the step (at most 1),
         put back to length 1."""
         part = torch.as_tensor(step, dtype=rows_nd.dtype, device=rows_nd.device).clamp(max=1)
-        ahead_nd = part * self.share * (_unit(gradient_nd) - rows_nd) + (1 - part) * delta_nd
+        ahead_nd = part * self.share * (unit(gradient_nd) - rows_nd) + (1 - part) * delta_nd
         stays = (gradient_nd == 0).all(dim=1, keepdim=True)
         return torch.where(stays, delta_nd, self.project(ahead_nd, rows_nd))
 
 
-def _unit(rows_nd: torch.Tensor) -> torch.Tensor:
-    """Zero rows stay zero."""
+def unit(rows_nd: torch.Tensor) -> torch.Tensor:
+    """Zero rows stay zero; squares of small numbers do not vanish."""
+    largest = rows_nd.abs().amax(dim=1, keepdim=True)
+    rows_nd = rows_nd / largest.masked_fill(largest == 0, torch.inf)
     length = rows_nd.norm(dim=1, keepdim=True)
-    return rows_nd / length.masked_fill(length == 0, float("inf"))
+    return rows_nd / length.masked_fill(length == 0, torch.inf)
 
 
 def keep_modalities(deltas: Deltas, modalities: tuple[str, ...]) -> Deltas:

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 from uatmc_dist.adversary.budget import Ball, Budget, Deltas, keep_modalities
+from uatmc_dist.adversary.user_space import NEARLY_NOTHING
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.objectives import Objective, user_moments
@@ -216,12 +217,10 @@ def _slope(
 
 
 def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
-    """Rows with a zero gradient, or one whose square is nothing in this number format, have no direction and are left
-    out. The others are divided by their largest number first, which no cosine depends on: cubes of small lengths, which
-    are in its derivative, must not vanish."""
+    """Rows whose gradient is nearly nothing have no direction and are left out. The others are divided by their largest
+    number, which no cosine depends on: squares of small ones must not vanish, nor their inverses overflow."""
     largest = [rows_nd.detach().abs().amax(1, keepdim=True) for rows_nd in (visual_nd, text_nd)]
-    smallest = torch.finfo(visual_nd.dtype).tiny ** 0.5
-    kept_n1 = (largest[0] > smallest) & (largest[1] > smallest)
+    kept_n1 = (largest[0] > NEARLY_NOTHING) & (largest[1] > NEARLY_NOTHING)
     visual_nd, text_nd = (
         torch.where(kept_n1, rows_nd / size_n1.where(kept_n1, 1.0), 1.0)
         for rows_nd, size_n1 in zip((visual_nd, text_nd), largest, strict=True)

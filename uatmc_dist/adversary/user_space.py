@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from uatmc_dist.models.backbone import Scored
 
-_NOTHING = 1e-30
+NEARLY_NOTHING = 1e-30
+"""What is smaller has no direction: its inverse would be too large for float32 to multiply with."""
 
 
 def sum_of_user_cosines(
@@ -43,5 +44,5 @@ def _to_scale(columns_Bn: torch.Tensor) -> torch.Tensor:
     """Each column divided by its largest number, which no cosine depends on: squares of small ones must not vanish, nor
     their inverses overflow. Columns of nearly nothing are nothing."""
     largest_n = columns_Bn.detach().abs().amax(0)
-    is_there = largest_n > _NOTHING
+    is_there = largest_n > NEARLY_NOTHING
     return torch.where(is_there, columns_Bn / largest_n.where(is_there, 1.0), 0.0)

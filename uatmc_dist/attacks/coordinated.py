@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uatmc_dist.adversary.budget import Budget, Deltas
+from uatmc_dist.adversary.budget import Budget, Deltas, unit
 from uatmc_dist.attacks.base import Knowledge, Targets
 from uatmc_dist.attacks.losses import SoftRank
 from uatmc_kernels import coordinate
@@ -37,8 +37,8 @@ class Coordinated:
         for _ in range(self.steps):
             pull_Td = targets.evaluate(deltas, loss).pull_Td
             _, omega_Td = coordinate(pull_Td, targets.w_v, targets.w_t)
-            along_Td = self.sign * _unit(_hvp(targets, deltas, loss, omega_Td))
-            deltas = targets.ascend(deltas, _unit(pull_Td) + along_Td, budget, 1.25 / self.steps)
+            along_Td = self.sign * unit(_hvp(targets, deltas, loss, omega_Td))
+            deltas = targets.ascend(deltas, unit(pull_Td) + along_Td, budget, 1.25 / self.steps)
         yield deltas
 
 
@@ -50,7 +50,3 @@ def _hvp(targets: Targets, deltas: Deltas, loss: SoftRank, omega_Td: torch.Tenso
         weights_aT = loss.curvature(excess_aT) * (content_ad[piece] @ omega_Td.T)
         product_Td += weights_aT.T @ content_ad[piece]
     return targets.anchors.mean(product_Td).to(omega_Td.dtype)
-
-
-def _unit(rows_Td: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(rows_Td, dim=1, eps=torch.finfo(torch.float32).tiny)
