@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.common import document_parser, markdown_table, replace_block, with_interval
 from benchmarks.defences import call as call_logged
 from uatmc_dist.adversary.budget import Deltas
+from uatmc_dist.adversary.coordination import sum_of_cosines
 from uatmc_dist.adversary.defenses import Adversary, Problem
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.evaluation.promotion import STRONGEST
@@ -114,10 +114,8 @@ def inner_objective(problem: Problem, adv_align_weight: float, num_items: int) -
     loss = problem.loss(view.at(*leaves))
     if adv_align_weight == 0:
         return loss
-    visual_nd, text_nd = torch.autograd.grad(loss, leaves, create_graph=True)
-    kept = ((visual_nd != 0).any(1) & (text_nd != 0).any(1)).nonzero().squeeze(1)
-    cosine_n = F.cosine_similarity(visual_nd[kept], text_nd[kept], dim=1, eps=0.0)
-    return loss + adv_align_weight * cosine_n.sum() / num_items
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    return loss + adv_align_weight * sum_of_cosines(*gradients) / num_items
 
 
 def swap_modalities(model: TrainingModel) -> None:
@@ -159,7 +157,10 @@ def redraw_preferences(run: Path, to: Path) -> None:
         if name.startswith("preference_"):
             seed = file.config.seed + _OTHER_SEED
             tables[name] = initial_rows(name, 0, shape.rows, shape.width, shape.std, seed)
-    shutil.copytree(run, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json", "checkpoints", "tensorboard"))
+    if to != run:
+        shutil.copytree(
+            run, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json", "checkpoints", "tensorboard")
+        )
     dense = {f"dense.{name}": weight for name, weight in file.dense_weights().items()}
     write_safetensors(to / "model/model.safetensors", {**tables, **dense})
 

@@ -211,12 +211,12 @@ def _slope(
     if rule.adv_align_weight == 0 or rule.space == "users":
         return torch.autograd.grad(objective, leaves, retain_graph=kept)
     gradients = torch.autograd.grad(objective, leaves, create_graph=True)
-    alignment = _sum_of_cosines(*gradients) / rule.num_items
+    alignment = sum_of_cosines(*gradients) / rule.num_items
     turned = torch.autograd.grad(alignment, leaves, retain_graph=kept)
     return tuple(g.detach() + rule.adv_align_weight * along for g, along in zip(gradients, turned, strict=True))
 
 
-def _sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
+def sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
     """Rows whose gradient is nearly nothing have no direction and are left out. The others are divided by their largest
     number, which no cosine depends on: squares of small ones must not vanish, nor their inverses overflow."""
     largest = [rows_nd.detach().abs().amax(1, keepdim=True) for rows_nd in (visual_nd, text_nd)]
