@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from uatmc_dist import launch
-from uatmc_dist.models.linear_fusion import LinearFusion
+from uatmc_dist.models.users import UserVectors
 from uatmc_dist.parallel.checkpoint import Checkpoints
 from uatmc_dist.training import Trainer, stopping
 
@@ -52,7 +52,7 @@ def arm(bomb: Bomb) -> None:
 
         setattr(cls, name, watched)
 
-    before(LinearFusion, "_user_rows", "evaluation")
+    before(UserVectors, "of_users", "evaluation")
     before(Checkpoints, "_publish", "publishing")
     before(Trainer, "_report", "step")
     save, refuse = Checkpoints.save, Trainer._refuse_non_finite

@@ -18,7 +18,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "model": {"embedding_dim": 8},
     "training": {"batch_size": 256},
     "clean": {"epochs": 1},
-    "attack": {"num_targets": 2, "seeds": [1], "attacks": ["fgsm", "pgd"]},
+    "attack": {"num_targets": 3, "seeds": [1], "attacks": ["fgsm", "pgd"]},
     "content_attack": {"num_targets": 1, "pixels": [4], "edits": [1], "formats": ["png"], "steps": 2},
 }
 
