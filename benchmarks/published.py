@@ -53,6 +53,8 @@ TARGETS = {"vbpr": ["attack.num_targets=50"], "mmgcn": ["attack.num_targets=20",
 """An attack on MMGCN recomputes three hops at every step."""
 FROZEN = ["model.preference=frozen"]
 _OTHER_SEED = 1 << 20
+_REDRAWN_FROM = {"redrawn": "frozen", "together": "together-trained"}
+"""The trained runs whose preferences are drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,9 @@ def redraw_preferences(run: Path, to: Path) -> None:
         if name.startswith("preference_"):
             seed = file.config.seed + _OTHER_SEED
             tables[name] = initial_rows(name, 0, shape.rows, shape.width, shape.std, seed)
-    if to != run:
-        shutil.copytree(
-            run, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json", "checkpoints", "tensorboard")
-        )
+    # The model itself comes last: a run that has one is whole.
+    left_out = shutil.ignore_patterns("*.json", "checkpoints", "tensorboard", "model.safetensors")
+    shutil.copytree(run, to, dirs_exist_ok=True, ignore=left_out)
     dense = {f"dense.{name}": weight for name, weight in file.dense_weights().items()}
     write_safetensors(to / "model/model.safetensors", {**tables, **dense})
 
@@ -186,20 +187,16 @@ def make(catalog: Path, kind: str, deviation_name: str, adversary: str, seed: in
     if not (clean / "model/model.safetensors").exists():
         call("train.py", CONFIGS[kind], f"name={clean.name}", *common)
     run = run_of(catalog.name, kind, f"{deviation_name}-{adversary}", seed)
+    trained = run
+    if deviation.redrawn:
+        trained = run_of(catalog.name, kind, f"{_REDRAWN_FROM[deviation_name]}-{adversary}", seed)
+    if not (trained / "model/model.safetensors").exists():
+        weight = LAMBDAS[kind] if adversary == "uat_mc" else 0.0
+        options = [f"name={trained.name}", f"start_from={clean}", *DEFENCE]
+        options += [f"adversarial.adversary={adversary}", f"adversarial.adv_align_weight={weight}"]
+        call("-m", "benchmarks.published", "--train", ",".join(deviation.training), CONFIGS[kind], *common, *options)
     if not (run / "model/model.safetensors").exists():
-        kept = run_of(catalog.name, kind, f"frozen-{adversary}", seed)
-        if deviation_name == "redrawn":
-            make(catalog, kind, "frozen", adversary, seed)
-            redraw_preferences(kept, run)
-        else:
-            weight = LAMBDAS[kind] if adversary == "uat_mc" else 0.0
-            options = [f"name={run.name}", f"start_from={clean}", *DEFENCE]
-            options += [f"adversarial.adversary={adversary}", f"adversarial.adv_align_weight={weight}"]
-            call(
-                "-m", "benchmarks.published", "--train", ",".join(deviation.training), CONFIGS[kind], *common, *options
-            )
-            if deviation.redrawn:
-                redraw_preferences(run, run)
+        redraw_preferences(trained, run)
     if not (run / "evaluation.json").exists():
         call("-m", "uatmc_dist.cli", "evaluate", run)
     if not (run / "attack.json").exists():

@@ -26,6 +26,7 @@ import yaml
 
 from uatmc_dist.config import Config, dump_config, load_config
 from uatmc_dist.errors import UserError
+from uatmc_dist.json_lines import read_lines
 from uatmc_dist.search_space import Range
 
 if TYPE_CHECKING:
@@ -253,12 +254,7 @@ def _num_done(study: "optuna.Study") -> int:
 
 def _curve(run: Path, metric: str) -> list[float]:
     """The metric after each evaluation so far; the last line may be half written."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    entries = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [entry[metric] for entry in entries if metric in entry]
+    return [entry[metric] for entry in read_lines(run / "metrics.jsonl") if metric in entry]
 
 
 def _accuracy_and_hits(run: Path) -> tuple[float, float]:

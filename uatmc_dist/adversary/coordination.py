@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from uatmc_dist.adversary.budget import Ball, Budget, Deltas, keep_modalities
-from uatmc_dist.adversary.user_space import NEARLY_NOTHING
+from uatmc_dist.adversary.user_space import to_scale
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.objectives import Objective, user_moments
@@ -217,13 +217,9 @@ def _slope(
 
 
 def sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tensor:
-    """Rows whose gradient is nearly nothing have no direction and are left out. The others are divided by their largest
-    number, which no cosine depends on: squares of small ones must not vanish, nor their inverses overflow."""
-    largest = [rows_nd.detach().abs().amax(1, keepdim=True) for rows_nd in (visual_nd, text_nd)]
-    kept_n1 = (largest[0] > NEARLY_NOTHING) & (largest[1] > NEARLY_NOTHING)
-    visual_nd, text_nd = (
-        torch.where(kept_n1, rows_nd / size_n1.where(kept_n1, 1.0), 1.0)
-        for rows_nd, size_n1 in zip((visual_nd, text_nd), largest, strict=True)
-    )
+    """Rows whose gradient is nearly nothing have no direction and are left out."""
+    visual_nd, text_nd = to_scale(visual_nd, 1), to_scale(text_nd, 1)
+    kept_n1 = ((visual_nd != 0).any(dim=1) & (text_nd != 0).any(dim=1))[:, None]
+    visual_nd, text_nd = (torch.where(kept_n1, rows_nd, 1.0) for rows_nd in (visual_nd, text_nd))
     cosine_n = torch.nn.functional.cosine_similarity(visual_nd, text_nd, dim=1, eps=0.0)
     return torch.where(kept_n1.squeeze(1), cosine_n, 0.0).sum()

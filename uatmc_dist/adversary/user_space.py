@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from uatmc_dist.models.backbone import Scored
 
-NEARLY_NOTHING = 1e-30
+_NEARLY_NOTHING = 1e-30
 """What is smaller has no direction: its inverse would be too large for float32 to multiply with."""
 
 
@@ -33,16 +33,16 @@ def sum_of_user_cosines(
 def _tile(weights_Bn: torch.Tensor, *embeddings: torch.Tensor) -> torch.Tensor:
     users, items = embeddings[:3], embeddings[3:]
     scores, of_visual, of_text = (u @ i.T for u, i in zip(users, items, strict=True))
-    root_Bn = _to_scale(weights_Bn).sqrt()
-    visual_Bn, text_Bn = (_to_scale(root_Bn * (moved - scores)) for moved in (of_visual, of_text))
+    root_Bn = to_scale(weights_Bn, 0).sqrt()
+    visual_Bn, text_Bn = (to_scale(root_Bn * (moved - scores), 0) for moved in (of_visual, of_text))
     product_n = visual_Bn.square().sum(0) * text_Bn.square().sum(0)
     kept = product_n > 0
     return torch.where(kept, (visual_Bn * text_Bn).sum(0) / product_n.where(kept, 1.0).sqrt(), 0.0).sum()
 
 
-def _to_scale(columns_Bn: torch.Tensor) -> torch.Tensor:
-    """Each column divided by its largest number, which no cosine depends on: squares of small ones must not vanish, nor
-    their inverses overflow. Columns of nearly nothing are nothing."""
-    largest_n = columns_Bn.detach().abs().amax(0)
-    is_there = largest_n > NEARLY_NOTHING
-    return torch.where(is_there, columns_Bn / largest_n.where(is_there, 1.0), 0.0)
+def to_scale(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """What lies along `dim` divided by its largest number, which no cosine depends on: squares of small ones must not
+    vanish, nor their inverses overflow. Nearly nothing is nothing."""
+    largest = values.detach().abs().amax(dim, keepdim=True)
+    is_there = largest > _NEARLY_NOTHING
+    return torch.where(is_there, values / largest.where(is_there, 1.0), 0.0)

@@ -24,8 +24,9 @@ class DenseEngine:
             self._engine = None
             return
         deepspeed = _import_deepspeed()
-        rates = {"lr": training.lr, "weight_decay": training.weight_decay}
-        optimizer = torch.optim.AdamW(self.parameters.values(), **rates, fused=True)
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+        )
         per_rank = -(-training.batch_size // world.size)
         self._engine, *_ = deepspeed.initialize(
             model=module,
