@@ -242,3 +242,25 @@ def test_coordination_in_user_space_begins_with_the_second_step(objective):
     for delta, other, row in zip(coordinated, alone, (view.v_nd, view.t_nd), strict=True):
         assert (delta - other).norm() > 0.01 * other.norm()
         assert (delta.norm(dim=1) <= 0.3 * row.norm(dim=1) * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("objective", ["sampled", "full_catalog", "softmax"])
+def test_the_compiler_sees_the_closed_form_as_one_graph(objective):
+    """Nothing in it waits for a number or leaves Python's sight, which CUDA graphs and torch.compile both ask for."""
+    import torch._dynamo.config
+
+    linear, _ = problem(objective)
+    rule = AscentRule(Ball(0.3, "l2"), 2, 4.0, ITEMS)
+
+    def deltas(users, identity, v, t, w_v, w_t, bias, items, gradient):
+        given = LinearView(linear.objective, linear.batch, linear.rows, users, identity, v, t, w_v, w_t, bias)
+        return closed_form(given, rule, items, gradient)
+
+    tensors = linear.users_BK, linear.identity_nd, linear.v_nd, linear.t_nd, linear.w_v, linear.w_t, linear.bias
+    items = linear.items()
+    inputs = *tensors, items, linear.content_gradient(items)
+    truths = deltas(*inputs)  # the batch's places are planned once, on the CPU, before any step asks for them
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(deltas, fullgraph=True, backend="aot_eager")(*inputs)
+    for ours, truth in zip(compiled, truths, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-12)
