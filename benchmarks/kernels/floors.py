@@ -4,7 +4,7 @@ python -m benchmarks.kernels.floors     # the table of docs/kernels.md
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,24 +17,29 @@ class Work:
     flops: float
     special: float = 0.0
     """exp, log and reciprocal; one logarithm serves many scores and is not counted."""
+    float32: str = "bf16x3"
+    """What products of float32 are made of: three of bfloat16, or three of TF32."""
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.bytes + other.bytes, self.flops + other.flops, self.special + other.special)
+        return replace(
+            self, bytes=self.bytes + other.bytes, flops=self.flops + other.flops, special=self.special + other.special
+        )
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Peak rates, per second. float32 products on GPUs are three TF32 products."""
+    """Peak rates, per second."""
 
     name: str
     bytes: float
     flops: dict[str, float]
+    """Of bf16, and of float32 by what its products are made of (`Work.float32`)."""
     special: float
 
     def times(self, work: Work, dtype: str) -> dict[str, float]:
         return {
             "bytes": work.bytes / self.bytes,
-            "tensor FLOPs": work.flops / self.flops[dtype],
+            "tensor FLOPs": work.flops / self.flops["bf16" if dtype == "bf16" else work.float32],
             "special functions": work.special / self.special,
         }
 
@@ -42,11 +47,15 @@ class Machine:
         return max(self.times(work, dtype).values())
 
 
+def _products(bf16: float, tf32: float) -> dict[str, float]:
+    return {"bf16": bf16, "bf16x3": bf16 / 3, "tf32x3": tf32 / 3}
+
+
 # NVIDIA's data sheets (dense rates, SXM); 16 special functions a clock and multiprocessor, at the boost clock.
 GPUS = {
-    "A100": Machine("A100", 2.04e12, {"bf16": 312e12, "fp32": 156e12 / 3}, 16 * 108 * 1.41e9),
-    "H100": Machine("H100", 3.35e12, {"bf16": 989e12, "fp32": 494e12 / 3}, 16 * 132 * 1.83e9),
-    "B200": Machine("B200", 8.0e12, {"bf16": 2250e12, "fp32": 1100e12 / 3}, 16 * 148 * 1.85e9),
+    "A100": Machine("A100", 2.04e12, _products(312e12, 156e12), 16 * 108 * 1.41e9),
+    "H100": Machine("H100", 3.35e12, _products(989e12, 494e12), 16 * 132 * 1.83e9),
+    "B200": Machine("B200", 8.0e12, _products(2250e12, 1100e12), 16 * 148 * 1.85e9),
 }
 
 
@@ -63,7 +72,7 @@ def this_machine(device: str) -> Machine | None:
     bandwidth = 2 * 4 * len(long) / _best(lambda: other.copy_(long))
     short = torch.randn(256 << 10)
     special = 2 * len(short) / _best(lambda: torch.sigmoid(short, out=other[: len(short)]))
-    return Machine("this CPU", bandwidth, {"fp32": flops, "bf16": flops}, special)
+    return Machine("this CPU", bandwidth, dict.fromkeys(("bf16", "bf16x3", "tf32x3"), flops), special)
 
 
 def _best(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]
@@ -106,22 +115,22 @@ def hvp(num_users: int, num_items: int, width: int, content: int, itemsize: int)
 
 def coordinate(num_items: int, width: int, itemsize: int) -> Work:
     """g read, omega written in float32; two projections there and back."""
-    return Work(num_items * width * (itemsize + 4), 8 * num_items * width**2)
+    return Work(num_items * width * (itemsize + 4), 8 * num_items * width**2, float32="tf32x3")
 
 
 def perturb(num_items: int, width: int, itemsize: int) -> Work:
     """g, v, t read, both deltas written; two projections."""
-    return Work(5 * num_items * width * itemsize, 4 * num_items * width**2)
+    return Work(5 * num_items * width * itemsize, 4 * num_items * width**2, float32="tf32x3")
 
 
 def perturbed_content(num_items: int, width: int, itemsize: int) -> Work:
     """g, v, t read, content written; two projections there and back."""
-    return Work(4 * num_items * width * itemsize, 8 * num_items * width**2)
+    return Work(4 * num_items * width * itemsize, 8 * num_items * width**2, float32="tf32x3")
 
 
 def ranking(num_users: int, num_items: int, width: int, itemsize: int) -> Work:
     """Scores; users and items are read, results are small."""
-    return Work((num_users + num_items) * width * itemsize, 2 * num_users * num_items * width)
+    return Work((num_users + num_items) * width * itemsize, 2 * num_users * num_items * width, float32="tf32x3")
 
 
 def table(num_users: int = 2048, num_items: int = 1_000_000, width: int = 128) -> list[str]:

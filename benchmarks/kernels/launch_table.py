@@ -4,7 +4,8 @@ python -m benchmarks.kernels.launch_table                   # no GPU needed: kee
 python -m benchmarks.kernels.launch_table --device cuda     # times all that fits on this GPU, keeps the fastest
 
 A launch fits where it compiles without spills to the architecture's tensor instructions, with and without a list
-of entries to leave out. Without a GPU the first that fits is taken, from large tiles to small ones.
+of entries to leave out. Without a GPU the one is taken whose scores keep a multiprocessor busy
+for the shortest time, by its instructions or, where that is more, by its products on the tensor cores.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.kernels.floors import GPUS
 from benchmarks.kernels.static import ARCHITECTURES, VARIANTS, WIDTHS, compile_variant, fits, has_seen
 from benchmarks.kernels.static_report import Case, cases
 from uatmc_kernels.triton import _launch_table
@@ -37,8 +39,8 @@ _WITHOUT_SLICES = ("loss", "logsumexp", "softmax_change", "topk_64", "topk_128",
 _GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
 
 
-# Accumulators of a thread, in registers, beyond which no kernel was seen to compile without spills. The parts of
-# three TF32 products take twice the registers of their operands.
+# Accumulators of a thread, in registers, beyond which no kernel was seen to compile without spills. float32 goes as
+# two parts, which take registers beside their operands.
 _MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
 
 
@@ -61,7 +63,16 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     elif variant.startswith(("second_order", "softmax_second")):
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8)]
     else:
-        shapes = [(128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (64, 64, 8), (64, 32, 8), (128, 16, 8)]
+        shapes = [
+            (128, 64, 8),
+            (64, 64, 4),
+            (128, 32, 8),
+            (64, 32, 4),
+            (64, 64, 8),
+            (64, 32, 8),
+            (128, 16, 8),
+            (64, 16, 4),
+        ]
     for out_k in slices:
         for block_owner, block_stream, num_warps in shapes:
             for block_k in products:
@@ -70,24 +81,41 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
         yield Launch(64, 0 if variant in _BY_ROWS else 16, block_k, out_k, 4, 2)
 
 
-def case_fits(case: Case, launch: Launch) -> bool:
-    variant = VARIANTS[case.variant]
+def cost(case: Case, launch: Launch) -> float | None:
+    """Of a score in all slices of the output, in instructions of a lane; 0 where there are no scores, None where the
+    launch does not fit."""
+    variant, most = VARIANTS[case.variant], 0.0
     for seen in (False, True) if has_seen(variant) else (False,):
         try:
             compiled = compile_variant(variant, launch, case.width, case.dtype, case.architecture, seen)
         except Exception:  # a shape the compiler refuses is one that does not fit
-            return False
+            return None
         if not fits(compiled, case.architecture):
-            return False
-    return True
+            return None
+        if compiled.scores_per_pass:
+            of_output = case.width // 2 if case.variant == "hvp" else case.width
+            slices = 1 if case.variant in _WITHOUT_SLICES else max(1, of_output // launch.out_k)
+            most = max(most, slices * compiled.issued_per_pass / compiled.scores_per_pass, _products(case, slices))
+    return most
 
 
-def first_that_fits(case: Case) -> tuple[Case, Launch | None]:
+def _products(case: Case, slices: int) -> float:
+    """The time of a score's products, at least (each slice makes the score anew, and its share of the output), in
+    instructions: a multiprocessor issues 128 of them and 16 special functions a clock."""
+    gpu = GPUS[ARCHITECTURES[case.architecture]]
+    kind = "bf16" if case.dtype == "bf16" else VARIANTS[case.variant].float32
+    columns = (slices + (case.variant not in _WITHOUT_SLICES)) * case.width
+    return 2 * columns / gpu.flops[kind] * gpu.special * 128 / 16
+
+
+def leanest(case: Case) -> tuple[Case, Launch | None]:
+    """What the table has, where it fits."""
     present = _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype))
-    if present is not None and case_fits(case, Launch(*present)):
+    if present is not None and cost(case, Launch(*present)) is not None:
         return case, Launch(*present)
-    fitting = (launch for launch in candidates(case.variant, case.width, case.dtype) if case_fits(case, launch))
-    return case, next(fitting, None)
+    costs = {launch: cost(case, launch) for launch in candidates(case.variant, case.width, case.dtype)}
+    fitting = {launch: each for launch, each in costs.items() if each is not None}
+    return case, min(fitting, key=fitting.__getitem__, default=None)  # the largest tiles of several
 
 
 def fastest(case: Case) -> tuple[Case, Launch | None]:
@@ -98,7 +126,7 @@ def fastest(case: Case) -> tuple[Case, Launch | None]:
     entry = case.architecture, case.width, case.dtype
     best: tuple[float, Launch | None] = float("inf"), None
     for launch in dict.fromkeys(candidates(case.variant, case.width, case.dtype)):
-        if case_fits(case, launch):
+        if cost(case, launch) is not None:
             _launch_table.TABLE[case.variant][entry] = astuple(launch)
             best = min(best, (do_bench(run), launch), key=lambda pair: pair[0])
     return case, best[1]
@@ -174,7 +202,7 @@ def main() -> None:
         results: Iterator[tuple[Case, Launch | None]] = map(fastest, cases(arguments.kernels, (architecture,), WIDTHS))
     else:
         pool = ProcessPoolExecutor(os.cpu_count())
-        results = pool.map(first_that_fits, cases(arguments.kernels, tuple(ARCHITECTURES), WIDTHS))
+        results = pool.map(leanest, cases(arguments.kernels, tuple(ARCHITECTURES), WIDTHS))
     unfit = 0
     for done, (case, launch) in enumerate(results, start=1):
         if sys.stderr.isatty():

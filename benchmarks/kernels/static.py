@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from uatmc_kernels._dispatch import is_interpreted
 from uatmc_kernels.triton._launches import Launch
-from uatmc_kernels.triton._variants import PRECISIONS, VARIANTS, Variant
+from uatmc_kernels.triton._variants import VARIANTS, Variant
 
 if is_interpreted():
     raise SystemExit("error: TRITON_INTERPRET=1: interpreted kernels are not compiled; unset it")
@@ -148,7 +148,7 @@ def _specialise(
         elif name in widths:
             constants[name] = widths[name]
         elif name == "PRECISION":
-            constants[name] = PRECISIONS[_TORCH_DTYPES[dtype]]
+            constants[name] = variant.precision(_TORCH_DTYPES[dtype])
         if name in constants:
             signature[name] = "constexpr"
         elif name in _POINTERS:

@@ -5,6 +5,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from uatmc_kernels import bpr_all_items
 
+SPLIT = 2.0**-16
+"""What float32 loses in the kernels, relative to |u| |v|: each factor goes as two parts of bfloat16, to 2^-18, and the
+product of the small parts is left out, another 2^-18 (uatmc_kernels/triton/_variants.py)."""
 # The fixture that makes tiles small is the same for every example.
 few = settings(
     max_examples=8,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import uatmc_kernels
-from tests.kernels.problems import derivatives, few, known_positives, many, on, problem, worst_errors
+from tests.kernels.problems import SPLIT, derivatives, few, known_positives, many, on, problem, worst_errors
 from uatmc_kernels import bpr_all_items, bpr_all_items_hvp
 
 
@@ -57,7 +57,7 @@ def test_kernels_equal_float64_to_second_order(
     users, items = STRIDES[strides](users), STRIDES[strides](items)
     seen, weights = seen and on(triton_device, seen), None if weights is None else weights.to(triton_device)
     ours = derivatives((users, items, positive, skip), implementation, seen=seen, weights=weights)
-    assert max(worst_errors(ours, truths, term=1.0)) < 1e-5  # the inputs are standard normal
+    assert max(worst_errors(ours, truths, term=1.0)) < 4 * SPLIT  # the inputs are standard normal
 
 
 @pytest.mark.real_tiles
@@ -66,7 +66,7 @@ def test_kernels_with_their_own_launches(triton_device, sizes):
     inputs = problem(*sizes, torch.float32)
     truths = derivatives(tuple(t.double() if t.is_floating_point() else t for t in inputs), "reference")
     ours = derivatives(on(triton_device, *inputs), "triton")
-    assert max(worst_errors(ours, truths)) < 1e-5
+    assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
 def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
@@ -77,7 +77,7 @@ def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
     seen = known_positives(2, 4200, share=0.01)
     truths = derivatives(tuple(t.double() if t.is_floating_point() else t for t in inputs), "reference", seen=seen)
     ours = derivatives(on(triton_device, *inputs), "triton", seen=on(triton_device, seen))
-    assert max(worst_errors(ours, truths)) < 2e-6
+    assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
 def test_gradcheck_and_gradgradcheck():
@@ -143,8 +143,9 @@ def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(triton_device, 
 
     device = triton_device if implementation == "triton" else "cpu"
     ours = worst_errors(derivatives(on(device, *inputs, skip), implementation, second=False), truths)
+    is_split = implementation == "triton" and dtype == torch.float32
     for error, allowed in zip(ours, plain_errors, strict=True):
-        assert error <= allowed * 1.05 + 5e-7
+        assert error <= allowed * 1.05 + (SPLIT if is_split else 5e-7)
 
 
 @pytest.mark.parametrize("implementation", ["tiled", "triton"])
@@ -158,8 +159,9 @@ def test_every_magnitude_of_equal_scores(triton_device, implementation, score):
     ours = derivatives(on(device, users, items, positive, skip), implementation, second=False)
     # exp(x) is off by |x| roundings of its argument, and some more; at 100 nothing of it is left in float32.
     roundings = 8 + (abs(score) if abs(score) < 100 else 0)
+    allowed = max(1e-6, roundings * 2**-24) + (SPLIT if implementation == "triton" else 0)
     for result, truth in zip(ours, truths, strict=True):
-        torch.testing.assert_close(result, truth, rtol=max(1e-6, roundings * 2**-24), atol=1e-38)
+        torch.testing.assert_close(result, truth, rtol=allowed, atol=1e-38)
 
 
 @pytest.mark.real_tiles
@@ -220,7 +222,7 @@ def test_hvp_kernel_equals_automatic_double_differentiation(
         seen=seen and on(triton_device, seen),
         implementation="triton",
     )
-    assert max(worst_errors([result.double().cpu() for result in results], truths, term=1.0)) < 1e-5
+    assert max(worst_errors([result.double().cpu() for result in results], truths, term=1.0)) < 4 * SPLIT
 
 
 def test_wrong_arguments_are_named():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.problems import few, known_positives, many, on, problem, worst_errors
+from tests.kernels.problems import SPLIT, few, known_positives, many, on, problem, worst_errors
 from tests.kernels.test_bpr_all_items import STRIDES
 from uatmc_kernels import logsumexp_all_items, softmax_all_items_hvp, softmax_mean_change
 
@@ -63,7 +63,7 @@ def test_kernels_equal_float64_to_second_order(triton_device, num_users, num_ite
     users, items, skip, weights = on(triton_device, users, items, skip, weights)
     seen = seen and on(triton_device, seen)
     ours = derivatives(STRIDES[strides](users), STRIDES[strides](items), skip, "triton", seen=seen, weights=weights)
-    assert max(worst_errors(ours, truths)) < 1e-5
+    assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
 @pytest.mark.real_tiles
@@ -73,7 +73,7 @@ def test_kernels_with_their_own_launches(triton_device, sizes):
     skip = torch.full((sizes[0],), -1)
     truths = derivatives(users.double(), items.double(), skip, "reference")
     ours = derivatives(*on(triton_device, users, items, skip), "triton")
-    assert max(worst_errors(ours, truths)) < 1e-5
+    assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
 def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
@@ -84,7 +84,7 @@ def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
     seen = known_positives(2, 4200, share=0.01)
     truths = derivatives(users.double(), items.double(), skip, "reference", seen=seen)
     ours = derivatives(*on(triton_device, users, items, skip), "triton", seen=on(triton_device, seen))
-    assert max(worst_errors(ours, truths)) < 5e-6
+    assert max(worst_errors(ours, truths)) < 10 * SPLIT  # |u| |v| is up to 10, and exp is off by as much of itself
 
 
 def test_gradcheck_and_gradgradcheck():
@@ -135,7 +135,8 @@ def test_error_is_no_larger_than_plain_pytorch_at_the_same_dtype(triton_device, 
     device = triton_device if implementation == "triton" else "cpu"
     ours = worst_errors(derivatives(*on(device, users, items, skip), implementation, second=False), truths)
     # Scores are rounded to float32, by sums in another order, and exp makes of that an error of as much of itself.
-    rounding = 2**-23 * float(scores.abs().max())
+    is_split = implementation == "triton" and dtype == torch.float32
+    rounding = (SPLIT if is_split else 2**-23) * float(scores.abs().max())
     for error, bound in zip(ours, allowed, strict=True):
         assert error <= bound * 1.05 + rounding
 
@@ -161,7 +162,7 @@ def test_hvp_equals_automatic_double_differentiation(num_users, num_items, half,
 @given(num_users=st.integers(1, 40), num_items=st.integers(2, 120), half=st.integers(1, 20), with_seen=st.booleans())
 def test_hvp_kernel_equals_automatic_double_differentiation(triton_device, num_users, num_items, half, with_seen):
     truth, (ours,) = hvps(num_users, num_items, half, with_seen, torch.float32, {"triton": triton_device})
-    assert max(worst_errors([ours], [truth])) < 1e-5
+    assert max(worst_errors([ours], [truth])) < 4 * SPLIT
 
 
 def hvps(num_users, num_items, half, with_seen, dtype, implementations):

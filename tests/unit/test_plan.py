@@ -26,6 +26,7 @@ from uatmc_dist.parallel.memory_model import fits, memory_per_rank
 from uatmc_dist.parallel.placement import USABLE, plan_tables
 from uatmc_dist.parallel.planner import candidates, plan, smallest_devices
 from uatmc_dist.parallel.problem import Problem
+from uatmc_kernels.triton._variants import VARIANTS
 
 PHASES = "clean", "adversarial"
 CPU = Machine(
@@ -258,9 +259,9 @@ def test_tables_that_fit_nowhere_are_told():
 
 
 def test_rates_of_the_h100_are_those_of_the_kernels_floors():
-    for precision in ("fp32", "bf16"):
+    for precision, kind in (("fp32", VARIANTS["hvp"].float32), ("bf16", "bf16")):
         rates, floors = h100(precision).rates, GPUS["H100"]
-        assert rates["score_flops"] == floors.flops[precision] and rates["bytes"] == floors.bytes
+        assert rates["score_flops"] == floors.flops[kind] and rates["bytes"] == floors.bytes
         assert rates["sigmas"] == floors.special / 2 and rates["logs"] == floors.special
 
 

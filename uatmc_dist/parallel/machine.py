@@ -77,7 +77,7 @@ class Machine:
         return {"ring_bytes": ring / around, "collectives": collectives * latency}
 
 
-# NVIDIA's H100 SXM5 data sheet, dense rates: 80 GB of HBM3 at 3.35 TB/s, bf16 989 and TF32 494 Tflop/s on tensor
+# NVIDIA's H100 SXM5 data sheet, dense rates: 80 GB of HBM3 at 3.35 TB/s, bf16 989 Tflop/s on tensor
 # cores, fp32 67 Tflop/s off them, NVLink 900 GB/s in both directions together. A DGX H100 has 8 of them, one
 # 400 Gb/s InfiniBand adapter each and 2 TB of host memory. Compute capability 9.0: 132 multiprocessors of 128
 # lanes, 16 special functions a clock (CUDA C++ Programming Guide, arithmetic throughput); 1.83 GHz boost.
@@ -101,7 +101,7 @@ long to launch a step is an ASSUMPTION."""
 
 
 def h100(score_precision: Precision = "fp32") -> Machine:
-    """H100 SXM in nodes of eight. float32 scores go as three TF32 products; the dense part is float32."""
+    """H100 SXM in nodes of eight. float32 scores go as three products of bfloat16; the dense part is float32."""
     return Machine(
         name=f"H100 SXM, {score_precision} scores (data sheet and assumptions, not measured)",
         kernels="triton",
@@ -109,7 +109,7 @@ def h100(score_precision: Precision = "fp32") -> Machine:
         device_memory=80e9,
         host_memory=2e12 / 8,
         rates={
-            "score_flops": 989e12 if score_precision == "bf16" else 494e12 / 3,
+            "score_flops": 989e12 if score_precision == "bf16" else 989e12 / 3,
             "dense_flops": 67e12,
             "sigmas": _SPECIAL / 2,  # an exponential and a reciprocal
             "logs": _SPECIAL,

@@ -41,8 +41,16 @@ def sigmoid(x):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b on tensor cores. The interpreter would multiply the bits of bfloat16, so it gets float32."""
+    """acc + a b on tensor cores. The interpreter would multiply the bits of bfloat16, so it gets float32; of bf16x3 it
+    gets the parts that the compiler makes."""
     if INTERPRETED:
+        if PRECISION == "bf16x3":
+            a_high = narrow(a, tl.bfloat16).to(tl.float32)
+            b_high = narrow(b, tl.bfloat16).to(tl.float32)
+            a_low = narrow(a - a_high, tl.bfloat16).to(tl.float32)
+            b_low = narrow(b - b_high, tl.bfloat16).to(tl.float32)
+            low = tl.dot(a_low, b_high, tl.dot(a_high, b_low, acc))
+            return tl.dot(a_high, b_high, low)
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 

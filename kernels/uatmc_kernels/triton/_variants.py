@@ -14,9 +14,6 @@ from triton import next_power_of_2
 from uatmc_kernels.triton import _ranking, _rows, _softmax, _sweeps
 from uatmc_kernels.triton._launches import Launch, launch_for
 
-PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
-"""Three TF32 products keep float32 inputs as exact as PyTorch's default; bfloat16 has only one way."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -27,6 +24,12 @@ class Variant:
     flags: dict[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     """Pointer arguments that are None in the compiled form that is reported."""
+    float32: str = "bf16x3"
+    """How float32 is multiplied: as three products of bfloat16, to 2^-16 of |u| |v| (as PyTorch's "high"), or, where an
+    order or a bound hangs on it, of TF32, as exact as PyTorch's default."""
+
+    def precision(self, dtype: torch.dtype) -> str:
+        return self.float32 if dtype == torch.float32 else "ieee"
 
     def block_arguments(self, launch: Launch, widths: dict[str, int]) -> dict[str, int]:
         """Tile shapes for the widths K (scores), D (content), M (modalities) that the kernel takes.
@@ -88,12 +91,12 @@ VARIANTS = {
                 ("softmax_second_of_items", False, True, ("sums_out",)),
             )
         ),
-        Variant("coordinate", _rows.coordinate),
-        Variant("perturb", _rows.perturb, {"LINF": False}),
-        Variant("perturbed_content", _rows.perturbed_content, {"LINF": False}),
-        Variant("topk_64", _ranking.topk, {"KEPT": 64}),
-        Variant("topk_128", _ranking.topk, {"KEPT": 128}),
-        Variant("count_above", _ranking.count_above),
+        Variant("coordinate", _rows.coordinate, float32="tf32x3"),
+        Variant("perturb", _rows.perturb, {"LINF": False}, float32="tf32x3"),
+        Variant("perturbed_content", _rows.perturbed_content, {"LINF": False}, float32="tf32x3"),
+        Variant("topk_64", _ranking.topk, {"KEPT": 64}, float32="tf32x3"),
+        Variant("topk_128", _ranking.topk, {"KEPT": 128}, float32="tf32x3"),
+        Variant("count_above", _ranking.count_above, float32="tf32x3"),
     )
 }
 
@@ -127,5 +130,5 @@ def prepare(name: str, widths: dict[str, int], like: torch.Tensor, **flags: Any)
     """The table's launch for rows of these widths (letters as in `block_arguments`); `flags` replace the variant's."""
     variant, launch = VARIANTS[name], launch_for(name, widths.get("K", max(widths.values())), like)
     blocks = variant.block_arguments(launch, widths)
-    constants = {**variant.flags, **flags, **blocks, "PRECISION": PRECISIONS[like.dtype], **launch.options}
+    constants = {**variant.flags, **flags, **blocks, "PRECISION": variant.precision(like.dtype), **launch.options}
     return Prepared(_OnDevice(variant.kernel, like), blocks, constants)
