@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels.floors import GPUS
+from benchmarks.kernels.floors import GPUS, Work
 from benchmarks.kernels.static import ARCHITECTURES, VARIANTS, WIDTHS, compile_variant, fits, has_seen
 from benchmarks.kernels.static_report import Case, cases
 from uatmc_kernels.triton import _launch_table
@@ -84,7 +84,10 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
 def cost(case: Case, launch: Launch) -> float | None:
     """Of a score in all slices of the output, in instructions of a lane; 0 where there are no scores, None where the
     launch does not fit."""
-    variant, most = VARIANTS[case.variant], 0.0
+    variant = VARIANTS[case.variant]
+    of_output = case.width // 2 if case.variant == "hvp" else case.width
+    slices = 1 if case.variant in _WITHOUT_SLICES else max(1, of_output // launch.out_k)
+    most = 0.0
     for seen in (False, True) if has_seen(variant) else (False,):
         try:
             compiled = compile_variant(variant, launch, case.width, case.dtype, case.architecture, seen)
@@ -93,23 +96,21 @@ def cost(case: Case, launch: Launch) -> float | None:
         if not fits(compiled, case.architecture):
             return None
         if compiled.scores_per_pass:
-            of_output = case.width // 2 if case.variant == "hvp" else case.width
-            slices = 1 if case.variant in _WITHOUT_SLICES else max(1, of_output // launch.out_k)
-            most = max(most, slices * compiled.issued_per_pass / compiled.scores_per_pass, _products(case, slices))
-    return most
+            most = max(most, slices * compiled.issued_per_pass / compiled.scores_per_pass)
+    return max(most, _products(case, slices)) if most else 0.0
 
 
 def _products(case: Case, slices: int) -> float:
     """The time of a score's products, at least (each slice makes the score anew, and its share of the output), in
     instructions: a multiprocessor issues 128 of them and 16 special functions a clock."""
     gpu = GPUS[ARCHITECTURES[case.architecture]]
-    kind = "bf16" if case.dtype == "bf16" else VARIANTS[case.variant].float32
-    columns = (slices + (case.variant not in _WITHOUT_SLICES)) * case.width
-    return 2 * columns / gpu.flops[kind] * gpu.special * 128 / 16
+    products = slices if case.variant in _WITHOUT_SLICES else slices + 1
+    work = Work(bytes=0, flops=2 * products * case.width, float32=VARIANTS[case.variant].float32)
+    return gpu.floor(work, case.dtype) * gpu.special * 128 / 16
 
 
 def leanest(case: Case) -> tuple[Case, Launch | None]:
-    """What the table has, where it fits."""
+    """What the table has, where it fits; else what costs least."""
     present = _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype))
     if present is not None and cost(case, Launch(*present)) is not None:
         return case, Launch(*present)

@@ -109,7 +109,7 @@ def h100(score_precision: Precision = "fp32") -> Machine:
         device_memory=80e9,
         host_memory=2e12 / 8,
         rates={
-            "score_flops": 989e12 if score_precision == "bf16" else 989e12 / 3,
+            "score_flops": 989e12 / (1 if score_precision == "bf16" else 3),
             "dense_flops": 67e12,
             "sigmas": _SPECIAL / 2,  # an exponential and a reciprocal
             "logs": _SPECIAL,
