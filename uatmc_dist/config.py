@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Objective = Literal["sampled", "full_catalog", "softmax"]
 UserKind = Literal["row", "history", "both"]
 PhaseName = Literal["clean", "adversarial"]
+PerturbedRows = Literal["projected", "encoder"]
 BackboneName = Literal["vbpr", "vbpr_own_users", "mmgcn"]
 AdversaryName = Literal[
     "none",
@@ -180,7 +181,7 @@ class AdversarialConfig(Section):
     scores, from the second of at least two steps on. conditional_gradient: both, each of at least two steps to the
     furthest point along the newest gradient, so that the modalities are coordinated without a lambda. certified: no
     perturbation; every negative's score is raised by the most that the budget can add for the user, in one pass."""
-    at: Literal["projected", "encoder"] = "projected"
+    at: PerturbedRows = "projected"
     """Which rows are perturbed. projected: those behind the projectors, which are frozen. encoder: the encoder's own
     features, before the projectors, which train on and become robust; each step projects all the items that it
     perturbs. Not for uat_mc and certified."""

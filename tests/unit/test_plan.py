@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kernels.floors import GPUS
+from benchmarks.scaling import MADE_BY_A_STEP
 from conftest import ROOT
 from uatmc_dist.cli import main
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.synthetic import synthesize
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.mmgcn import MMGCNContent
 from uatmc_dist.models.projectors import ContentModel
@@ -54,10 +56,12 @@ MACHINES = [CPU, h100("fp32"), h100("bf16")]
 
 
 def possible(problem: Problem) -> Problem:
-    """mmgcn has neither histories nor a certificate."""
-    if problem.backbone != "mmgcn":
-        return problem
-    return replace(problem, user="row", adversary="uat" if problem.adversary == "certified" else problem.adversary)
+    """mmgcn has neither histories nor a certificate; at the encoder there is neither certificate nor coordination."""
+    if problem.backbone == "mmgcn":
+        problem = replace(problem, user="row")
+    missing = {"certified"} if problem.backbone == "mmgcn" else set()
+    missing |= {"certified", "uat_mc"} if problem.at == "encoder" else set()
+    return replace(problem, adversary="uat" if problem.adversary in missing else problem.adversary)
 
 
 problems = st.builds(
@@ -74,6 +78,7 @@ problems = st.builds(
     user=st.sampled_from(["row", "history", "both"]),
     objective=st.sampled_from(["sampled", "full_catalog", "softmax"]),
     adversary=st.sampled_from(["none", "noise", "visual_only", "text_only", "uat", "uat_mc", "certified"]),
+    at=st.sampled_from(["projected", "encoder"]),
     score_precision=st.sampled_from(["fp32", "bf16"]),
     projected_precision=st.sampled_from(["fp32", "bf16"]),
 ).map(possible)
@@ -87,7 +92,7 @@ def sizes(problem, machine, ranks, phase):
 @given(problems, machines, phases, st.integers(1, 600), st.integers(1, 600))
 def test_no_component_rises_with_more_ranks(problem, machine, phase, one, other):
     few, many = (sizes(problem, machine, ranks, phase) for ranks in sorted((one, other)))
-    assert all(0 <= many[name] <= few[name] for name in few)
+    assert all(0 <= many[name] <= few[name] for name in few.keys() - {"raw features kept"})  # where they fit
 
 
 @given(
@@ -173,6 +178,8 @@ def test_dense_parameters_are_those_of_the_content_model(backbone, kind):
     problem = Problem(10, 10, 10, 20, 12, (16, 12), (12,), backbone, embedding_dim=8)
     model = kind({"visual": 20, "text": 12}, {"visual": [16, 12], "text": [12]}, 8)
     assert problem.dense_parameters("clean") == sum(p.numel() for p in model.parameters())
+    at_encoder = replace(problem, at="encoder")
+    assert at_encoder.dense_parameters("adversarial") == problem.dense_parameters("clean")
     model.freeze_projectors()
     assert problem.dense_parameters("adversarial") == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -223,6 +230,45 @@ def test_what_a_rank_keeps_is_what_the_classes_keep(write_config, tiny_catalog, 
         modelled.get("adjacency and its transpose", 0), rel=0.01
     )
     assert kept == {name: modelled[name] for name in kept}
+
+
+PEAK = """
+import itertools, sys
+from pathlib import Path
+from torch.profiler import ProfilerActivity, profile
+from uatmc_dist.config import load_config
+from uatmc_dist.parallel import process_group
+from uatmc_dist.training import Position, Trainer
+
+trainer = Trainer(load_config(Path(sys.argv[1])), process_group.join())
+trainer.begin(Position("adversarial"))
+trainer.train_step(trainer.sampler.batch(0, 0))  # the first one allocates what stays
+with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    trainer.train_step(trainer.sampler.batch(0, 1))
+events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+print(max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))))
+process_group.leave()
+"""
+
+
+@pytest.mark.parametrize("adversary", ["noise", "uat"])
+def test_a_step_at_the_encoder_holds_what_is_said(write_config, tmp_path, adversary):
+    """Both passes' activations and raw rows, on top of what a step holds anyway."""
+    users, items, pairs = 200, 8000, 2000
+    sizes_of = {"users": users, "items": items, "interactions": pairs, "visual_dim": 192, "text_dim": 64}
+    synthesize(tmp_path / "wide", **sizes_of, seed=0)
+    chosen = {"adversary": adversary, "at": "encoder", "objective": "full_catalog", "epochs": 1}
+    config = write_config(catalog=str(tmp_path / "wide"), adversarial=chosen, training={"batch_size": 64})
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(config)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    problem = Problem(
+        users, items, pairs, 192, 64, (16, 12), (12,), embedding_dim=8, batch_size=64, adversary=adversary, at="encoder"
+    )
+    modelled = sizes(problem, CPU, 1, "adversarial")
+    assert "projected features" not in modelled
+    said = sum(modelled[name] for name in (*MADE_BY_A_STEP, "raw features and activations"))
+    assert 0.75 * said < int(done.stdout.splitlines()[-1]) <= said
 
 
 def test_what_mmgcn_keeps_does_not_grow_with_users_times_items():
@@ -312,6 +358,8 @@ def call(monkeypatch, *arguments) -> int:
         ("--backbone gcn", "--backbone gcn: vbpr, vbpr_own_users, mmgcn are known"),
         ("--backbone mmgcn --user history", "--user history: mmgcn has users of its own kind"),
         ("--backbone mmgcn --adversary certified", "--adversary certified: mmgcn has no certificate"),
+        ("--at encoder", "--adversary uat_mc: is not for rows at the encoder; give another, such as uat"),
+        ("--at pixels", "--at pixels: projected, encoder are known"),
         ("--user nobody", "--user nobody: row, history, both are known"),
         ("--adversary me", "--adversary me: none, noise"),
         ("--score-precision fp8", "--score-precision fp8: fp32, bf16 are known"),

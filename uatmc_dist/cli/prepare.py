@@ -48,6 +48,7 @@ def plan(
     clean_objective: Annotated[str, typer.Option(help="clean.objective.")] = "sampled",
     objective: Annotated[str, typer.Option(help="adversarial.objective.")] = "full_catalog",
     adversary: Annotated[str, typer.Option(help="adversarial.adversary.")] = "uat_mc",
+    at: Annotated[str, typer.Option(help="adversarial.at: projected or encoder.")] = "projected",
     score_precision: Annotated[str, typer.Option(help="Numbers of the score passes: fp32 or bf16.")] = "fp32",
     projected_precision: Annotated[str, typer.Option(help="Numbers of projected features: fp32 or bf16.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
@@ -71,6 +72,7 @@ def plan(
         batch_size=batch,
         objective=objective,  # type: ignore[arg-type]  # names are checked by the planner, which says them in one line
         adversary=adversary,  # type: ignore[arg-type]
+        at=at,  # type: ignore[arg-type]
         score_precision=score_precision,  # type: ignore[arg-type]
         projected_precision=projected_precision,  # type: ignore[arg-type]
     )

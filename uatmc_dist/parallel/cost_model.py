@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from uatmc_dist.config import PhaseName
 from uatmc_dist.parallel.graph_cost import propagation_work
 from uatmc_dist.parallel.machine import Machine, Precision, Resource
+from uatmc_dist.parallel.memory_model import features_kept
 from uatmc_dist.parallel.problem import FLOAT, INDEX, Problem, Work
 
 # glibc maps what is larger anew (DEFAULT_MMAP_THRESHOLD_MAX), unless the heap happens to have room.
@@ -121,10 +122,10 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
     row, embedding = d * FLOAT, width * FLOAT  # of an item
     passes = 2 if problem.perturbs else 1
 
-    if phase == "clean":
-        features = problem.visual_dim + problem.text_dim
-        yield "read features", Work(feature_bytes=2 * n * features)  # stored as float16
-        yield "project", _projection(problem, n)
+    if problem.trains_projectors(phase):
+        kept = features_kept(problem, machine, ranks, phase)  # stored as float16, read on the host or made float32
+        yield "read features", Work(bytes=3 * kept) if kept else Work(feature_bytes=2 * n * problem.raw_width)
+        yield "project", _projection(problem, n, phase)
     if problem.is_graph:
         own = sum(-(-shape.rows // ranks) * shape.width for shape in problem.tables().values())
         yield "rows of users and items", _lookup(problem, machine, own, 1)
@@ -148,7 +149,7 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
         if problem.coordinates:
             yield "score, HVP", _hvp(problem, machine, n)
     elif problem.perturbs:  # noise: drawn, scaled, added
-        yield "adversary", Work(bytes=14 * n * row, elementwise=8 * n * d)
+        yield "adversary", _moved(problem, n)
     if problem.perturbs:
         yield "score, perturbed", _scores(problem, machine, n)
     # The unit gradients of each pass, scaled (4); those of the adversary once more; added up where items are used
@@ -248,8 +249,9 @@ def _hvp(problem: Problem, machine: Machine, n: int) -> Work:
 def _ascent(problem: Problem, machine: Machine, n: int) -> Work:
     """The rows' part of the adversary: coordinate, perturb, and adding what they give."""
     d, columns = problem.embedding_dim, problem.content_width
-    if problem.is_graph:  # both gradients made steps (8), which are added (6)
-        return Work(bytes=14 * n * d * FLOAT, elementwise=8 * n * d if machine.is_cpu else 0)
+    if problem.is_graph or problem.at == "encoder":
+        moved = _moved(problem, n)
+        return moved if machine.is_cpu else replace(moved, elementwise=0.0)
     # g made contiguous (2); perturb reads g, v, t and writes both deltas (5); both are added (6).
     work = Work(
         dense_flops=4 * n * d * columns,
@@ -267,18 +269,33 @@ def _ascent(problem: Problem, machine: Machine, n: int) -> Work:
     )
 
 
-def _projection(problem: Problem, n: int) -> Work:
-    """Raw features to unit rows and back; no gradient goes to the features."""
-    layers = problem.layers()
-    first = problem.visual_dim, problem.text_dim
-    flops = sum(2 * inputs * outputs * (2 if inputs in first else 3) for inputs, outputs in layers)
-    features = problem.visual_dim + problem.text_dim
+def _moved(problem: Problem, n: int) -> Work:
+    """Rows of both modalities moved: gradients (or noise) made steps (4 a number), which are added (3)."""
+    numbers = n * (problem.raw_width if problem.at == "encoder" else 2 * problem.embedding_dim)
+    return Work(bytes=7 * numbers * FLOAT, elementwise=4 * numbers)
+
+
+def _projection(problem: Problem, n: int, phase: PhaseName) -> Work:
+    """Raw features to unit rows and back. No gradient goes to the features, unless an adversary may move them."""
+    d = problem.embedding_dim
+    starts = (problem.visual_dim, *problem.visual_hidden, d), (problem.text_dim, *problem.text_hidden, d)
+    of_first = sum(2 * widths[0] * widths[1] for widths in starts)
+    of_all = sum(2 * inputs * outputs for inputs, outputs in problem.layers())
     # A hidden number is written and read some 16 times: ReLU, LayerNorm and their gradients.
-    hidden = sum(problem.visual_hidden) + sum(problem.text_hidden)
-    return Work(
-        dense_flops=n * flops,
+    hidden, features = sum(problem.visual_hidden) + sum(problem.text_hidden), problem.raw_width
+    work = Work(
+        dense_flops=n * (3 * of_all - of_first),
         bytes=n * (features * (2 + 3 * FLOAT) + 16 * hidden * FLOAT),
     )
+    if phase == "clean":
+        return work
+    # Gradients of the features (written, added up), those that the ascent asks for, and the pass on moved rows.
+    flops, floats = work.dense_flops + n * of_first, 2 * features
+    if problem.ascends:
+        flops, floats = flops + n * of_all, floats + features + 8 * hidden
+    if problem.perturbs:
+        flops, floats = flops + work.dense_flops, floats + 2 * features + 16 * hidden
+    return replace(work, dense_flops=flops, bytes=work.bytes + n * floats * FLOAT)
 
 
 def _alignment(problem: Problem, ranks: int) -> Work:

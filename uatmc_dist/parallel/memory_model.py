@@ -40,6 +40,7 @@ def memory_per_rank(
     n, d, width, batch = problem.rows(ranks), problem.embedding_dim, problem.width, problem.batch_size
     state_of = {"adagrad": lambda dim: dim, "rowwise_adagrad": lambda dim: 1, "sgd": lambda dim: 0}[problem.optimizer]
     dense = problem.dense_parameters("clean") + 3 * problem.dense_parameters(phase)  # weights, gradients, two moments
+    kept = features_kept(problem, machine, ranks, phase)
     found: list[tuple[str, Place, float]] = [
         *(
             component
@@ -61,14 +62,16 @@ def memory_per_rank(
             ("convolutions, kept for their gradients", "device", kept_floats(problem, ranks) * FLOAT),
             ("rows of all users and items, gathered", "device", gathered_floats(problem) * FLOAT),
         ]
-    if phase == "adversarial":
+    if problem.trains_projectors(phase):
+        found.append(("raw features and activations", "device", _projection_floats(problem, phase) * n * FLOAT))
+        # Read as float16 before they become float32; once, where they stay.
+        found.append(("raw features kept", "device", kept))
+        found.append(("raw features read", "host", 0.0 if kept else n * _stored(problem)))
+    else:
         size = 2 if problem.projected_precision == "bf16" else FLOAT
         found.append(("projected features", "device", 2 * block * d * size))
-    else:
-        found.append(("raw features and activations", "device", _projection_floats(problem) * n * FLOAT))
+    if phase == "clean":
         found.append(("alignment of modalities", "device", 4 * -(-batch // ranks) * batch * FLOAT))
-        read = 2 * (problem.visual_dim + problem.text_dim)  # float16 rows, before they become float32
-        found.append(("raw features read", "host", n * read))
     found += [
         ("order of the training pairs", "host", INDEX // 2 * problem.interactions),
         # Mapped from the catalog: the ranks of a machine share the pages.
@@ -79,6 +82,21 @@ def memory_per_rank(
     if not machine.is_cpu:
         found.append(("CUDA context and libraries", "device", _CUDA_BYTES))
     return [Component(*each) for each in found]
+
+
+def features_kept(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> float:
+    """Bytes of raw features that stay on a GPU: of all of a rank's items, where every step asks for them and half of
+    what is free holds them (models/own_content.py); else 0."""
+    if machine.is_cpu or problem.objective == "sampled" or not problem.trains_projectors(phase):
+        return 0.0
+    tables = sum(2 * -(-shape.rows // ranks) * shape.width * FLOAT for shape in problem.tables().values())
+    size = problem.rows(ranks) * _stored(problem)
+    return size if 2 * size <= machine.device_memory - _CUDA_BYTES - tables else 0.0
+
+
+def _stored(problem: Problem) -> int:
+    """Bytes of an item's raw features in float16."""
+    return 2 * problem.raw_width
 
 
 def total(components: list[Component], place: Place) -> float:
@@ -126,10 +144,21 @@ def _score_buffers(problem: Problem, machine: Machine) -> float:
     return _PROGRAMS * (problem.batch_size + _TILE_USERS * problem.width) * FLOAT
 
 
-def _projection_floats(problem: Problem) -> float:
+def _projection_floats(problem: Problem, phase: PhaseName) -> float:
     """float32 numbers by item: raw rows, results of ReLU and LayerNorm, outputs before and after scaling. Gradients
     of the widest layer come when the other tensors of a row are gone: only what they need beyond those counts."""
     hidden = (*problem.visual_hidden, *problem.text_hidden)
-    raw = problem.visual_dim + problem.text_dim
+    raw, activations = problem.raw_width, 2 * sum(hidden) + 4 * problem.embedding_dim
+    if phase == "adversarial":  # at the encoder: raw rows are moved, and have gradients
+        return _moved_floats(problem, activations)
     beyond = max(0.0, 2 * max(hidden, default=0) - _row_floats(problem))
-    return raw + 2 * sum(hidden) + 4 * problem.embedding_dim + beyond
+    return raw + activations + beyond
+
+
+def _moved_floats(problem: Problem, activations: float) -> float:
+    raw, widest = problem.raw_width, max(problem.visual_dim, problem.text_dim)
+    if not problem.perturbs:  # rows and their gradients
+        return 2 * raw + activations
+    # While rows are moved: rows, gradients, both perturbations, and three temporary tensors of one modality. In the
+    # backward pass: rows, perturbations, moved rows, gradients, and the activations of both passes.
+    return max(4 * raw + 3 * widest + activations, 4 * raw + 2 * activations)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from uatmc_dist.config import AdversaryName, BackboneName, Objective, PhaseName, UserKind
+from uatmc_dist.config import AdversaryName, BackboneName, Objective, PerturbedRows, PhaseName, UserKind
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.cost_model import StepCost, step_cost
 from uatmc_dist.parallel.machine import Machine, Precision, h100, measured_with_ranks
@@ -163,12 +163,15 @@ def _check(problem: Problem, devices: int, nodes: int | None, device: str, clean
         "backbone": (problem.backbone, get_args(BackboneName)),
         "objective": (problem.objective, get_args(Objective)),
         "adversary": (problem.adversary, get_args(AdversaryName)),
+        "at": (problem.at, get_args(PerturbedRows)),
         "score-precision": (problem.score_precision, get_args(Precision)),
         "projected-precision": (problem.projected_precision, get_args(Precision)),
     }
     for option, (name, known) in choices.items():
         if name not in known:
             raise UserError(f"--{option} {name}: {', '.join(known)} are known")
+    if problem.at == "encoder" and problem.adversary in ("certified", "uat_mc"):
+        raise UserError(f"--adversary {problem.adversary}: is not for rows at the encoder; give another, such as uat")
     if problem.is_graph:
         if problem.user != "row":
             raise UserError(f"--user {problem.user}: mmgcn has users of its own kind; leave it out")

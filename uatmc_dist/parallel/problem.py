@@ -14,6 +14,7 @@ from uatmc_dist.config import (
     BackboneName,
     ModelConfig,
     Objective,
+    PerturbedRows,
     PhaseName,
     TableOptimizer,
     TablesConfig,
@@ -48,6 +49,7 @@ class Problem:
     objective: Objective = AdversarialConfig().objective
     """Of the phase that is asked about."""
     adversary: AdversaryName = AdversarialConfig().adversary
+    at: PerturbedRows = AdversarialConfig().at
     score_precision: Precision = "fp32"
     projected_precision: Precision = "fp32"
 
@@ -94,6 +96,15 @@ class Problem:
     def coordinates(self) -> bool:
         return self.adversary == "uat_mc"
 
+    def trains_projectors(self, phase: PhaseName) -> bool:
+        """If not, items are rows that were projected once."""
+        return phase == "clean" or self.at == "encoder"
+
+    @property
+    def raw_width(self) -> int:
+        """Of both modalities."""
+        return self.visual_dim + self.text_dim
+
     def rows(self, ranks: int) -> int:
         """n: items of the largest block that a step touches; for the sampled objective what evenly drawn items of
         the batch would be, an upper bound of the mean."""
@@ -111,9 +122,9 @@ class Problem:
         return [pair for each in widths for pair in pairwise(each)]
 
     def dense_parameters(self, phase: PhaseName) -> int:
-        """Parameters that train: fusion or convolutions; in the clean phase projectors with their LayerNorms, too."""
+        """Parameters that train: fusion or convolutions, and projectors with their LayerNorms where they do."""
         rest = self.convolutions() if self.is_graph else self.fusion()
-        if phase == "adversarial":
+        if not self.trains_projectors(phase):
             return rest
         norms = 2 * (sum(self.visual_hidden) + sum(self.text_hidden))
         return rest + 1 + norms + sum((inputs + 1) * outputs for inputs, outputs in self.layers())

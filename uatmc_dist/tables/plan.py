@@ -15,7 +15,7 @@ def _memory_table(made: Any) -> Table:
     table = Table("component", "where", title=f"memory of a rank in GB, {made.devices} rank(s) on {made.nodes} node(s)")
     for phase in made.phases:
         table.add_column(f"{phase} phase", justify="right")
-    of_phases = [{(c.place, c.name): c.bytes for c in phase.memory} for phase in made.phases.values()]
+    of_phases = [{(c.place, c.name): c.bytes for c in phase.memory if c.bytes} for phase in made.phases.values()]
     places = "device", "host"
     for place in places:
         for key in dict.fromkeys(key for each in of_phases for key in each if key[0] == place):

@@ -39,7 +39,8 @@ class Step:
             clean = terms["bpr"] = problem.loss(view.clean)
         if self.adversary is not None:
             delta_v, delta_t = self.adversary(problem, clean, number)
-            perturbed = view.at(view.v_nd + delta_v, view.t_nd + delta_t)
+            # Constants: what led to the rows has its gradient from the clean loss.
+            perturbed = view.at((view.v_nd + delta_v).detach(), (view.t_nd + delta_t).detach())
             terms["bpr_adversarial"] = self.adversary.weight * problem.loss(perturbed)
         size = view.embedding_size(training.reg_kind, self.objective.ranked_items(batch))
         terms["regularisation"] = training.reg_weight / len(batch) * size
