@@ -15,11 +15,12 @@ def _memory_table(made: Any) -> Table:
     table = Table("component", "where", title=f"memory of a rank in GB, {made.devices} rank(s) on {made.nodes} node(s)")
     for phase in made.phases:
         table.add_column(f"{phase} phase", justify="right")
-    of_phases = [{(c.place, c.name): c.bytes for c in phase.memory if c.bytes} for phase in made.phases.values()]
+    of_phases = [{(c.place, c.name): c.bytes for c in phase.memory} for phase in made.phases.values()]
     places = "device", "host"
     for place in places:
         for key in dict.fromkeys(key for each in of_phases for key in each if key[0] == place):
-            table.add_row(key[1], place, *(f"{each[key] / 1e9:.3f}" if key in each else "-" for each in of_phases))
+            if any(each.get(key) for each in of_phases):
+                table.add_row(key[1], place, *(f"{each[key] / 1e9:.3f}" if key in each else "-" for each in of_phases))
         sums = (sum(size for key, size in each.items() if key[0] == place) for each in of_phases)
         table.add_row("[bold]sum[/]", place, *(f"[bold]{size / 1e9:.3f}[/]" for size in sums), end_section=True)
     return table
