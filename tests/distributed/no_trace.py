@@ -35,7 +35,7 @@ class WatchedTrainer(Trainer):
     num_checked = 0
 
     def train_step(self, batch):
-        self.before = self.snapshot()
+        self.before = self.snapshot() if self.step.adversary is not None else {}
         return super().train_step(batch)
 
     def _refuse_non_finite(self, terms):

@@ -59,4 +59,5 @@ def test_real_data_are_imported_trained_and_attacked(tmp_path):
     short = ("model.embedding_dim=16", "training.batch_size=8192", "clean.epochs=1", "adversarial.epochs=1", *paths)
     on_ranks(2, "train.py", "configs/default.yaml", "name=run", *short)
     run_uatmc("evaluate", tmp_path / "run")
-    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", "attack.num_targets=20", "attack.epsilons=[0.1]")
+    few = ("attack.num_targets=20", "attack.epsilons=[0.1]", "attack.attacks=[fgsm, apgd]")
+    run_uatmc("attack", tmp_path / "run", "attack.seeds=[1]", *few)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 
 from benchmarks.kernels.floors import GPUS
 from benchmarks.scaling import MADE_BY_A_STEP
-from conftest import ROOT
+from conftest import ROOT, environment
+from tests import nursery
 from uatmc_dist.cli import main
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.data.synthetic import synthesize
@@ -184,6 +184,13 @@ def test_dense_parameters_are_those_of_the_content_model(backbone, kind):
     assert problem.dense_parameters("adversarial") == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def printed(folder, program, config):
+    """The last line of what a program prints on one rank."""
+    script = folder / "program.py"
+    script.write_text(program)
+    return nursery.run(1, [str(script), str(config)], ROOT, environment(), timeout=120).stdout.splitlines()[-1]
+
+
 PERSISTENT = """
 import json, sys
 from pathlib import Path
@@ -217,13 +224,10 @@ process_group.leave()
 
 
 @pytest.mark.parametrize("backbone, user", [("vbpr", "both"), ("vbpr_own_users", "row"), ("mmgcn", "row")])
-def test_what_a_rank_keeps_is_what_the_classes_keep(write_config, tiny_catalog, backbone, user):
+def test_what_a_rank_keeps_is_what_the_classes_keep(write_config, tiny_catalog, tmp_path, backbone, user):
     config = write_config(model={"user": user, "backbone": backbone})
     pairs = len(Catalog(tiny_catalog).split("train")[0])
-    done = subprocess.run(
-        [sys.executable, "-c", PERSISTENT, str(config)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    kept = json.loads(done.stdout.splitlines()[-1])
+    kept = json.loads(printed(tmp_path, PERSISTENT, config))
     problem = Problem(230, 203, pairs, 20, 12, (16, 12), (12,), backbone, user, embedding_dim=8, batch_size=128)
     modelled = sizes(problem, CPU, 1, "adversarial")
     assert kept.pop("adjacency and its transpose", 0) == pytest.approx(
@@ -259,16 +263,14 @@ def test_a_step_at_the_encoder_holds_what_is_said(write_config, tmp_path, advers
     synthesize(tmp_path / "wide", **sizes_of, seed=0)
     chosen = {"adversary": adversary, "at": "encoder", "objective": "full_catalog", "epochs": 1}
     config = write_config(catalog=str(tmp_path / "wide"), adversarial=chosen, training={"batch_size": 64})
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(config)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    held = int(printed(tmp_path, PEAK, config))
     problem = Problem(
         users, items, pairs, 192, 64, (16, 12), (12,), embedding_dim=8, batch_size=64, adversary=adversary, at="encoder"
     )
     modelled = sizes(problem, CPU, 1, "adversarial")
     assert "projected features" not in modelled
     said = sum(modelled[name] for name in (*MADE_BY_A_STEP, "raw features and activations"))
-    assert 0.75 * said < int(done.stdout.splitlines()[-1]) <= said
+    assert 0.75 * said < held <= said
 
 
 def test_what_mmgcn_keeps_does_not_grow_with_users_times_items():
