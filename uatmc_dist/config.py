@@ -51,6 +51,7 @@ AttackName = Literal[
 ContentAttackName = Literal[
     "pixels", "insa", "expa", "transfer", "copy_photo", "words", "stuffing", "copy_text", "both"
 ]
+PixelLoss = Literal["best_row", "log_hinge", "soft_rank"]
 FileFormat = Literal["png", "jpeg95", "jpeg75", "webp"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 METRIC_KS = (5, 10, 20, 50)
@@ -337,8 +338,15 @@ class ContentAttackConfig(Section):
     """Sizes of the change in 1/255: of every pixel (linf), or root mean squares (l2)."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the change."""
+    losses: list[PixelLoss] = ["best_row"]
+    """What `pixels` and `transfer` climb. best_row: the way to the best row that any photo could have. log_hinge,
+    soft_rank: losses of the anchors' own scores. Each of several is climbed, and a target keeps the change that wins
+    most anchors."""
+    restarts: Positive = 1
+    """Climbs for each size: the first from where the size before it ended, the others from random changes of full size;
+    again the best is kept."""
     steps: Positive = 24
-    """Ascent steps for each size."""
+    """Ascent steps of a climb."""
     edits: list[Positive] = [1, 2, 4, 8]
     """Numbers of words that may be inserted, replaced or deleted."""
     same_kind: bool = False
@@ -354,7 +362,7 @@ class ContentAttackConfig(Section):
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "ContentAttackConfig":
-        for name in ("attacks", "pixels", "edits", "formats", "seeds"):
+        for name in ("attacks", "pixels", "losses", "edits", "formats", "seeds"):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"content_attack.{name} is empty; give at least one")

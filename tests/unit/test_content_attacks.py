@@ -14,7 +14,18 @@ from uatmc_dist.config import ContentAttackConfig
 from uatmc_dist.content_attacks.calibration import calibrate
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.photos import as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Climb, Expa, Insa, PixelBall, best_rows, climb, single
+from uatmc_dist.content_attacks.pixels import (
+    LOSSES,
+    BestRow,
+    Climb,
+    Expa,
+    Insa,
+    PixelBall,
+    best_climb,
+    best_rows,
+    climb,
+    single,
+)
 from uatmc_dist.content_attacks.report import summarise
 from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
@@ -108,7 +119,7 @@ def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "lin
     target = target_of(honest, pixels)
     objective = objective_of(target)
     climbs = [Climb(pixels, objective, torch.zeros_like(pixels))]
-    (delta,) = climb(rows, climbs, PixelBall(size, norm), 20)  # type: ignore[arg-type]
+    (delta,) = best_climb(rows, [climbs], PixelBall(size, norm), 20)  # type: ignore[arg-type]
     row = honest.rows([pixels + delta])[1][0]
     zeros = torch.zeros_like(target.t_Td)
     best = best_rows(target, ("visual",))[0]
@@ -129,7 +140,31 @@ def test_photos_that_climb_together_climb_as_each_alone():
     together = climb(rows, climbs, PixelBall(8.0, "linf"), 6)  # type: ignore[arg-type]
     alone = [climb(rows, [one], PixelBall(8.0, "linf"), 6)[0] for one in climbs]  # type: ignore[arg-type]
     for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one.delta_3hw, other.delta_3hw)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_climbs(name):
+    before, after, best = reached(
+        LinearRows(), lambda target: LOSSES[name](target, best_rows(target, ("visual",))[0]), size=60.0
+    )
+    assert after > before and after >= (0.8 if name == "best_row" else 0.3) * best
+
+
+def test_of_several_tries_each_photo_keeps_its_best():
+    rows, generator = LinearRows(), torch.Generator().manual_seed(4)
+    photos = [128 + 40 * torch.randn(3, 4, 5, generator=generator) for _ in range(3)]
+    targets, ball = [target_of(rows, photo) for photo in photos], PixelBall(8.0, "linf")
+    starts = [ball.random(photo, generator) for photo in photos]
+    assert all(float(start.abs().max()) == pytest.approx(8.0, abs=1e-4) for start in starts)
+    tries = [
+        [Climb(*one) for one in zip(photos, map(ours_of, targets), starts, strict=True)],
+        [Climb(photo, Insa(target), torch.zeros_like(photo)) for photo, target in zip(photos, targets, strict=True)],
+    ]
+    each = [climb(rows, climbs, ball, 6) for climbs in tries]  # type: ignore[arg-type]
+    kept = best_climb(rows, tries, ball, 6)  # type: ignore[arg-type]
+    for found, first, second in zip(kept, *each, strict=True):
+        torch.testing.assert_close(found, (first if first.won >= second.won else second).delta_3hw)
 
 
 def test_as_many_photos_go_together_as_the_encoder_takes():

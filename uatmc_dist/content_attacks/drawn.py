@@ -3,8 +3,10 @@
 d  width of a projected row
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
@@ -62,6 +64,15 @@ class Drawn:
         targets, one = single(scene.targets, index), slice(index, index + 1)
         alone = replace(scene, targets=targets, clean_TK=scene.clean_TK[one])
         return alone, alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())
+
+
+def most_popular(catalog: Catalog, has_content: Callable[[int], bool]) -> int:
+    """Of the items with content: what others copy. Raises UserError where there is none."""
+    counts = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
+    for item in np.argsort(-counts, kind="stable").tolist():
+        if has_content(item):
+            return int(item)
+    raise UserError("no item has a photo or a text, so there is nothing to attack")
 
 
 def check_alike(catalog: Catalog, other: Catalog) -> None:

@@ -13,8 +13,10 @@ from typing import NamedTuple, Protocol
 import torch
 
 from uatmc_dist.adversary.budget import AnyContent
-from uatmc_dist.attacks.apgd import APGD
+from uatmc_dist.attacks.apgd import APGD, SOFTNESS
 from uatmc_dist.attacks.base import Targets, best_of
+from uatmc_dist.attacks.losses import LogHinge, SoftRank
+from uatmc_dist.config import PixelLoss
 from uatmc_dist.content_attacks.photos import PhotoRows
 from uatmc_dist.seeding import generator
 
@@ -39,6 +41,11 @@ class PixelBall:
             length = delta_3hw.square().mean().sqrt()
             delta_3hw = delta_3hw * (self.size / length).clamp(max=1.0) if length > 0 else delta_3hw
         return (photo_3hw + delta_3hw).clamp(0, 255) - photo_3hw
+
+    def random(self, photo_3hw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A change of full size in a random direction, drawn on the CPU."""
+        drawn_3hw = torch.randn(photo_3hw.shape, generator=generator).to(photo_3hw.device)
+        return self.project(self.size * self.direction(drawn_3hw), photo_3hw)
 
     def direction(self, gradient_3hw: torch.Tensor) -> torch.Tensor:
         """The step of size 1 that climbs most."""
@@ -73,6 +80,25 @@ class BestRow:
     def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         won = float(self._target.hits(_visual(self._target, row_d)))
         return Outlook(won, torch.zeros_like(features), self._best_row_d.to(row_d.device))
+
+
+class OwnLoss:
+    """A loss of the anchors' own scores, on the scale of what any photo and text can do to them."""
+
+    def __init__(self, target: Targets, loss: type[LogHinge] | type[SoftRank]) -> None:
+        self._target, self._loss = target, loss(SOFTNESS * target.typical_reach(AnyContent()))
+
+    def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
+        target, deltas = self._target, _visual(self._target, row_d)
+        towards = target.evaluate(deltas, self._loss).pull_Td[0] @ target.w_v
+        return Outlook(float(target.hits(deltas)), torch.zeros_like(features), towards.to(row_d.device))
+
+
+LOSSES: dict[PixelLoss, Callable[[Targets, torch.Tensor], Objective]] = {
+    "best_row": BestRow,
+    "log_hinge": lambda target, best_row_d: OwnLoss(target, LogHinge),
+    "soft_rank": lambda target, best_row_d: OwnLoss(target, SoftRank),
+}
 
 
 class Insa:
@@ -115,14 +141,20 @@ class Climb(NamedTuple):
     """Its change so far."""
 
 
+class Climbed(NamedTuple):
+    delta_3hw: torch.Tensor
+    won: float
+    """Share of the anchors."""
+
+
 def climb(
     rows: PhotoRows,
     climbs: Sequence[Climb],
     ball: PixelBall,
     steps: int,
     before_step: Callable[[], None] = lambda: None,
-) -> list[torch.Tensor]:
-    """For each photo the change [3, h, w] with which most anchors were won on the way, the last of equals.
+) -> list[Climbed]:
+    """For each photo the change with which most anchors were won on the way, the last of equals.
 
     With momentum (arXiv 1710.06081), steps from half the radius to a twentieth. All photos go through the encoder at
     once. `before_step` may raise.
@@ -152,7 +184,20 @@ def climb(
             if size > 0:
                 momenta[index] = _MOMENTUM * momenta[index] + gradient_3hw / size
             deltas[index] = ball.project(deltas[index] + length * ball.direction(momenta[index]), photos[index])
-    return [delta_3hw.detach() for delta_3hw in best]
+    return [Climbed(delta_3hw.detach(), won) for delta_3hw, won in zip(best, most, strict=True)]
+
+
+def best_climb(
+    rows: PhotoRows,
+    tries: Sequence[Sequence[Climb]],
+    ball: PixelBall,
+    steps: int,
+    before_step: Callable[[], None] = lambda: None,
+) -> list[torch.Tensor]:
+    """For each photo the change [3, h, w] of the try that won most anchors, the first of equals. Each of `tries` has
+    all photos."""
+    found = [climb(rows, climbs, ball, steps, before_step) for climbs in tries]
+    return [max(of_photo, key=lambda climbed: climbed.won).delta_3hw for of_photo in zip(*found, strict=True)]
 
 
 def best_rows(target: Targets, modalities: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,22 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
-from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike
+from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike, most_popular
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import Kept, Record
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
-from uatmc_dist.content_attacks.pixels import BestRow, Climb, Expa, Insa, Objective, PixelBall, best_rows, climb
+from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objective, PixelBall, best_climb, best_rows
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
-from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.encoders.photos import open_photo
 from uatmc_dist.errors import UserError
+from uatmc_dist.seeding import generator
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 AS_COMPUTED = "as computed"
@@ -85,19 +85,14 @@ class ContentAttacks:
             check_alike(catalog, surrogate.catalog)
             rows = PhotoRows(surrogate.model, surrogate.catalog, device)
             self._surrogate = rows, Drawn(surrogate, drawn, config.seeds)
-        self._popular = self._most_popular(catalog)
+        self._popular = most_popular(catalog, self._has_content)
         if self._texts is not None:
             _ = self._texts.vocabulary  # before there are threads
 
-    def _most_popular(self, catalog: Catalog) -> int:
-        """Of the items with the content that is attacked."""
-        counts = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
-        for item in np.argsort(-counts, kind="stable").tolist():
-            if self._photos is not None and self._photos.path(item) is None:
-                continue
-            if self._texts is None or self._texts.text(item):
-                return int(item)
-        raise UserError("no item has a photo or a text, so there is nothing to attack")
+    def _has_content(self, item: int) -> bool:
+        """All that is attacked."""
+        has_photo = self._photos is None or self._photos.path(item) is not None
+        return has_photo and (self._texts is None or bool(self._texts.text(item)))
 
     @property
     def workers(self) -> int:
@@ -188,13 +183,17 @@ class ContentAttacks:
         photos = {index: photo for index, job in enumerate(jobs) if (photo := rows.photo(job.item)) is not None}
         pixels = [as_pixels(photo, rows.device) for photo in photos.values()]
         seen = rows if jobs[0].attack != "transfer" or self._surrogate is None else self._surrogate[0]
-        objectives = [self._objective(jobs[index], targets[index], bests[index][0]) for index in photos]
+        # One of each kind for each photo.
+        objectives = list(zip(*(self._objectives(jobs[i], targets[i], bests[i][0]) for i in photos), strict=True))
         deltas, before = [torch.zeros_like(photo_3hw) for photo_3hw in pixels], 0.0
         for size in self._config.pixels if photos else ():
-            starts = [delta_3hw * (size / before) if before else delta_3hw for delta_3hw in deltas]
-            climbs = list(map(Climb, pixels, objectives, starts))
-            ball, before = PixelBall(size, self._config.norm), size
-            deltas = climb(seen, climbs, ball, self._config.steps, self._stop_if_asked)
+            ball = PixelBall(size, self._config.norm)
+            starts = [[delta_3hw * (size / before) if before else delta_3hw for delta_3hw in deltas]]
+            for number in range(1, self._config.restarts):
+                drawn = (generator(jobs[index].seed, jobs[index].item, number, round(1000 * size)) for index in photos)
+                starts.append(list(map(ball.random, pixels, drawn)))
+            tries = [list(map(Climb, pixels, kind, start)) for kind in objectives for start in starts]
+            deltas, before = best_climb(seen, tries, ball, self._config.steps, self._stop_if_asked), size
             changed = [photo_3hw + delta_3hw for photo_3hw, delta_3hw in zip(pixels, deltas, strict=True)]
             with torch.no_grad():
                 computed_nd = rows.rows(changed)[1].cpu()
@@ -216,20 +215,21 @@ class ContentAttacks:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{attack}-{item}-{size:g}.png"
 
-    def _objective(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> Objective:
+    def _objectives(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> list[Objective]:
+        """What the attack climbs, each for itself."""
+        if job.attack == "insa":
+            return [Insa(target)]
         if job.attack == "transfer":
             assert self._surrogate is not None
             target = self._surrogate[1].target(job.seed, job.index)
-            return BestRow(target, best_rows(target, ("visual",))[0])
-        if job.attack == "pixels":
-            return BestRow(target, best_row_d)
-        if job.attack == "insa":
-            return Insa(target)
+            best_row_d = best_rows(target, ("visual",))[0]
+        if job.attack in ("pixels", "transfer"):
+            return [LOSSES[name](target, best_row_d) for name in self._config.losses]
         assert self._photos is not None
         hook = self._photos.photo(self._popular)
         assert hook is not None
         with torch.no_grad():
-            return Expa(target, self._photos.rows([as_pixels(hook, self._photos.device)])[0][0])
+            return [Expa(target, self._photos.rows([as_pixels(hook, self._photos.device)])[0][0])]
 
     def _words(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         rows = self._texts
