@@ -3,6 +3,7 @@
 python -m benchmarks.memory
 """
 
+import argparse
 import multiprocessing
 
 from benchmarks.common import append, extra_memory
@@ -17,6 +18,7 @@ def measure(num_items: int) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     before = None
     for num_items in (10_000, 40_000, 160_000):
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process: no memory to be used again

@@ -3,6 +3,7 @@
 python -m benchmarks.threat          # docs/pictures/, from the runs of ./launch/quickstart.sh
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def attack_and_certificate(scheme: str) -> go.Figure:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     risen = json.loads((_SHOP / "content_attack.json").read_text())["risen"][0]
     photo = _PICTURES / "attacked-photo.png"
     attacked_photo(risen).save(photo, optimize=True)

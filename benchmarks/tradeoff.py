@@ -5,6 +5,7 @@ python -m benchmarks.tradeoff          # docs/pictures/tradeoff-light.svg and -d
 Means over the training seeds of benchmarks/results/defences-vbpr-hmfashion.csv; EASE of accuracy.csv beside it.
 """
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def picture(found: dict[str, dict[str, float]], ease: float, scheme: str) -> go.
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = figures(RESULTS.parent / f"defences-vbpr-{_CATALOG}.csv")
     ease = recall_of_ease(RESULTS.parent / "accuracy.csv")
     for scheme in SCHEMES:
