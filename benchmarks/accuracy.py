@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, document_parser, markdown_table, replace_block, with_interval
+from benchmarks.common import RESULTS, document_parser, replace_block, with_interval
 from uatmc_dist.evaluation.comparison import TITLES
 from uatmc_dist.runs import RunFolder
+from uatmc_dist.tables.markdown import markdown_table
 
 PLAN = Path("configs/plans/accuracy.yaml")
 RUNS = Path("runs/accuracy")

@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,6 @@ def document_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="Markdown file whose block is replaced")
     return parser
-
-
-def markdown_table(head: list[str], rows: Iterable[list[str]]) -> str:
-    first, *others = ("| " + " | ".join(cells) + " |" for cells in (head, *rows))
-    return "\n".join([first, "|" + " --- |" * len(head), *others])
 
 
 def replace_block(document: Path, name: str, text: str) -> None:

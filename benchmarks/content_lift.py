@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import Run
-from benchmarks.common import document_parser, markdown_table, replace_block, with_interval
+from benchmarks.common import document_parser, replace_block, with_interval
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.ranking import RankedUsers, rank_model
 from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.tables.markdown import markdown_table
 
 SEEDS = (0, 1, 2)
 VARIANTS = ("default", "without content")

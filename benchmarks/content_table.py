@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import markdown_table
+from uatmc_dist.tables.markdown import markdown_table
 
 if TYPE_CHECKING:
     from benchmarks.defences import Results

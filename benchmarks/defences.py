@@ -27,12 +27,13 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, document_parser, markdown_table, one_thread, replace_block, with_interval
+from benchmarks.common import RESULTS, document_parser, one_thread, replace_block, with_interval
 from benchmarks.content_table import content_figures, content_markdown
 from uatmc_dist.config import ATTACKS, Config, dump_config, load_config
 from uatmc_dist.evaluation.promotion import STRONGEST
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.trained import ModelFile
+from uatmc_dist.tables.markdown import markdown_table
 
 
 @dataclass(frozen=True)

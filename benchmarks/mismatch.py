@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import document_parser, markdown_table, replace_block
+from benchmarks.common import document_parser, replace_block
+from uatmc_dist.tables.markdown import markdown_table
 
 
 def spread(values: dict[str, float] | None) -> str:

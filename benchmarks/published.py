@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import document_parser, markdown_table, replace_block, with_interval
+from benchmarks.common import document_parser, replace_block, with_interval
 from benchmarks.defences import call as call_logged
 from uatmc_dist.adversary.budget import Deltas
 from uatmc_dist.adversary.coordination import sum_of_cosines
@@ -35,6 +35,7 @@ from uatmc_dist.models.backbone import TrainingModel, View, backbone
 from uatmc_dist.models.files import write_safetensors
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.models.trained import ModelFile
+from uatmc_dist.tables.markdown import markdown_table
 from uatmc_dist.training import loop
 from uatmc_dist.training.phase import Phase
 from uatmc_dist.training.step import Step

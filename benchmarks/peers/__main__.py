@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, document_parser, markdown_table, one_thread, replace_block, write_picture
+from benchmarks.common import RESULTS, document_parser, one_thread, replace_block, write_picture
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.baselines import Ease
@@ -34,6 +34,7 @@ from uatmc_dist.evaluation.ranking import Best, rank_lists, rank_model, rank_spl
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.runs import RunFolder
+from uatmc_dist.tables.markdown import markdown_table
 
 RUNS = Path("runs/peers")
 DEFAULT = "configs/default.yaml"

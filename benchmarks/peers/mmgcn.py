@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import markdown_table
 from benchmarks.peers.__main__ import mmrec, ours
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.tables.markdown import markdown_table
 
 CONFIG = "configs/mmgcn.yaml"
 

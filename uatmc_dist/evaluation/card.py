@@ -8,6 +8,7 @@ from typing import Any
 
 from uatmc_dist.config import Config
 from uatmc_dist.evaluation.comparison import TITLES
+from uatmc_dist.tables.markdown import markdown_table
 
 ReadJson = Callable[[str], dict[str, Any] | None]
 """A file of the run by its name; None where it is not there."""
@@ -121,7 +122,8 @@ def _accuracy(found: dict[str, Any] | None) -> str:
     cells = [
         [name, *(f"{row[metric]:.4f}" for metric in _SHOWN)] for name, row in rows.items() if set(_SHOWN) <= set(row)
     ]
-    return f"{found['split']} split, all items ranked, training items left out.\n\n" + _table(["", *_SHOWN], cells)
+    said = f"{found['split']} split, all items ranked, training items left out."
+    return f"{said}\n\n{markdown_table(['', *_SHOWN], cells)}"
 
 
 def _attacks(found: dict[str, Any] | None) -> str:
@@ -141,7 +143,7 @@ def _attacks(found: dict[str, Any] | None) -> str:
         for result in strongest
     ]
     said = f"Share of users who get a random item into their {k} best, before and after the strongest attack."
-    return f"{said}\n\n{_table(['change', 'before', 'after'], cells)}" if cells else ""
+    return f"{said}\n\n{markdown_table(['change', 'before', 'after'], cells)}" if cells else ""
 
 
 def _certificate(found: dict[str, Any] | None) -> str:
@@ -153,7 +155,7 @@ def _certificate(found: dict[str, Any] | None) -> str:
         [f"any {' and '.join('photo' if name == 'visual' else name for name in e['modalities'])}", f"{e[key]:.4f}"]
         for e in found.get("any_content", [])
     ]
-    return f"{found['meaning'].capitalize()}.\n\n" + _table(["change", "at most"], cells)
+    return f"{found['meaning'].capitalize()}.\n\n" + markdown_table(["change", "at most"], cells)
 
 
 def _content(found: dict[str, Any] | None) -> str:
@@ -170,7 +172,7 @@ def _content(found: dict[str, Any] | None) -> str:
         for result in best
     ]
     head = ["attack", "size (1/255, or words)", "before", "after"]
-    return "Files that a seller could upload, the best of each target.\n\n" + _table(head, cells)
+    return "Files that a seller could upload, the best of each target.\n\n" + markdown_table(head, cells)
 
 
 def _calibration(found: dict[str, Any] | None) -> str:
@@ -182,8 +184,3 @@ def _calibration(found: dict[str, Any] | None) -> str:
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"* {line}" for line in lines)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
