@@ -516,7 +516,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         if not equals or not key:
             raise UserError(f"{override}: not an override; write section.option=value")
         _set_dotted(values, key, _yaml_value(override, text), override)
-    return _validated(values, str(path))
+    return _validated(values, str(path), overrides)
 
 
 def find_config(path: Path) -> Path:
@@ -608,6 +608,15 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, override: str) -> 
     values[option] = value
 
 
+def _source(key: str, file: str, overrides: Sequence[str]) -> str:
+    """Who set an option: the last override of it, or the file; both, where a whole section makes no sense."""
+    named = [(override.partition("=")[0], override) for override in overrides]
+    if exact := [override for name, override in named if f"{key}.".startswith(f"{name}.")]:
+        return exact[-1]
+    within = [override for name, override in named if name.startswith(f"{key}.")]
+    return f"{file} with {' '.join(within)}" if within else file
+
+
 def _known_keys() -> list[str]:
     return [key for key, *_ in iterate_options()]
 
@@ -622,15 +631,16 @@ def nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _validated(values: dict[str, Any], source: str) -> Config:
+def _validated(values: dict[str, Any], file: str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_describe(problem, source) for problem in error.errors())) from None
+        raise UserError("; ".join(_describe(problem, file, overrides) for problem in error.errors())) from None
 
 
-def _describe(problem: Any, source: str) -> str:
+def _describe(problem: Any, file: str, overrides: Sequence[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    source = _source(key, file, overrides)
     if problem["type"] == "extra_forbidden":
         sections = {known.split(".")[0] for known in _known_keys()}
         return f"{source}: unknown option {key}{nearest(key, [*_known_keys(), *sorted(sections)])}"

@@ -63,6 +63,16 @@ def test_a_wrong_override_is_refused_in_one_line_with_the_mend(minimal, override
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_is_wrong_is_said_of_who_set_it(minimal):
+    of_override, of_both, of_file = ["training.lr=-1", "training.lr=1e-3"], ["attack.seeds=[]"], ["clean.epochs=0"]
+    with pytest.raises(UserError, match=r"^training\.lr=-1: training\.lr: "):
+        load_config(minimal, of_override[::-1])
+    with pytest.raises(UserError, match=rf"^{minimal} with attack\.seeds=\[\]: attack\.seeds is empty"):
+        load_config(minimal, ["training.lr=1e-3", *of_both])
+    with pytest.raises(UserError, match=rf"^{minimal}: clean\.epochs is 0"):
+        load_config(minimal, of_file)
+
+
 @pytest.mark.parametrize("text", ["", "- a", "name: [", "name: a"])
 def test_a_wrong_file_is_refused(tmp_path, text):
     path = tmp_path / "run.yaml"
