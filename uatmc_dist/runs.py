@@ -37,8 +37,9 @@ class RunFolder:
         environment = self.read_json("environment.json") or {}
         return launch is not None and environment.get("launch") == launch
 
-    def check(self, config: Config, overwrite: bool) -> None:
-        """UserError where the command would overwrite a finished run, or go on with other options."""
+    def check(self, config: Config, catalog: str, overwrite: bool) -> None:
+        """UserError where the command would overwrite a finished run, or go on with other options or on another
+        catalog. `catalog`: its digest."""
         if overwrite or not self.path.exists():
             return
         if self.is_finished:
@@ -54,6 +55,11 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: an unfinished run with other options ({told}); repeat its command, give another "
                     "name=... or --overwrite"
+                )
+            if (self.read_json("environment.json") or {}).get("catalog", catalog) != catalog:
+                raise UserError(
+                    f"{self.path}: an unfinished run, and {config.catalog} is not the catalog that it began with; bring "
+                    "that one back, give another name=... or --overwrite"
                 )
         elif any(self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; give another name=... or output_dir=...")
@@ -111,7 +117,8 @@ def launch_id() -> str | None:
     return None if name == "none" else name
 
 
-def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
+def environment(device: str, world_size: int, seed: int, catalog: str) -> dict[str, Any]:
+    """`catalog`: its digest."""
     versions: dict[str, str | None] = {}
     for package in _RECORDED_PACKAGES:
         try:
@@ -126,6 +133,7 @@ def environment(device: str, world_size: int, seed: int) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "launch": launch_id(),
         "seed": seed,
+        "catalog": catalog,
     }
 
 

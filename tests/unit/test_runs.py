@@ -15,7 +15,7 @@ def test_a_restart_of_the_same_launch_does_not_overwrite(tmp_path, monkeypatch):
     for launch, other in (("first", "second"), ("second", "first")):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
         assert not run.is_of_launch(runs.launch_id())
-        run.prepare(config, runs.environment("cpu", 1, 0), overwrite=True)
+        run.prepare(config, runs.environment("cpu", 1, 0, "digest"), overwrite=True)
         assert run.is_of_launch(launch) and not run.is_of_launch(other)
     # torchrun's default names nothing.
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -25,12 +25,14 @@ def test_a_restart_of_the_same_launch_does_not_overwrite(tmp_path, monkeypatch):
 def test_an_unfinished_run_of_an_earlier_version_goes_on_and_one_of_other_options_does_not(tmp_path):
     config = Config.model_validate({**TINY, "catalog": "x", "output_dir": str(tmp_path)})
     run = runs.RunFolder(config.run_dir)
-    run.prepare(config, runs.environment("cpu", 1, 0), overwrite=False)
+    run.prepare(config, runs.environment("cpu", 1, 0, "digest"), overwrite=False)
     path = config.run_dir / "config.yaml"
     values = yaml.safe_load(path.read_text())
     del values["content_attack"], values["adversarial"]["budget"]  # which an earlier version did not know
     path.write_text(yaml.safe_dump(values))
-    run.check(config, overwrite=False)
+    run.check(config, "digest", overwrite=False)
     changed = config.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match="seed was 0, is 1"):
-        run.check(changed, overwrite=False)
+        run.check(changed, "digest", overwrite=False)
+    with pytest.raises(UserError, match="x is not the catalog that it began with"):
+        run.check(config, "another digest", overwrite=False)

@@ -1,6 +1,8 @@
 """An attack that was interrupted: what was finished is kept, and the figures are those of an undisturbed one."""
 
 import numpy as np
+from types import SimpleNamespace
+
 import pytest
 
 from tests.unit.random_model import RandomModel
@@ -54,11 +56,13 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, cut):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_options_or_another_model_begin_anew(tmp_path):
+def test_other_options_another_catalog_or_another_model_begin_anew(tmp_path):
     model = tmp_path / "model/model.safetensors"
     model.parent.mkdir()
     model.write_bytes(b"weights")
-    paths = [KeptScenes.of_run(tmp_path, config, None)._path for config in (CONFIG, CONFIG, AttackConfig(k=7))]
+    one, other = SimpleNamespace(digest="one"), SimpleNamespace(digest="other")
+    asked = [(one, CONFIG), (one, CONFIG), (one, AttackConfig(k=7)), (other, CONFIG)]
+    paths = [KeptScenes.of_run(tmp_path, catalog, config, None)._path for catalog, config in asked]
     model.write_bytes(b"other weights")
-    paths.append(KeptScenes.of_run(tmp_path, CONFIG, None)._path)
-    assert paths[0] == paths[1] and len(set(paths)) == 3
+    paths.append(KeptScenes.of_run(tmp_path, one, CONFIG, None)._path)
+    assert paths[0] == paths[1] and len(set(paths)) == 4

@@ -104,7 +104,7 @@ def attack(
         measured = partial(attack_model, model, catalog, config.attack, twin)
     if is_first and dense is not None:
         _tell_left_out(config.attack.attacks, dense.modalities)
-    kept = KeptScenes.of_run(run, config.attack, None if surrogate is None else surrogate[0], is_first)
+    kept = KeptScenes.of_run(run, catalog, config.attack, None if surrogate is None else surrogate[0], is_first)
     with shown("scenes", is_first) as progress:
         report = measured(progress, kept)
     if not is_first:

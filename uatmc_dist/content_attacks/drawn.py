@@ -75,8 +75,11 @@ def most_popular(catalog: Catalog, has_content: Callable[[int], bool]) -> int:
     raise UserError("no item has a photo or a text, so there is nothing to attack")
 
 
-def check_alike(catalog: Catalog, other: Catalog) -> None:
-    """UserError where a surrogate's users and items are not these."""
+def check_alike(catalog: Catalog, surrogate: Attacked) -> None:
+    """UserError where a surrogate's users and items are not these, or it does not look at photos."""
+    other = surrogate.catalog
+    if surrogate.model.dense is None or "visual" not in surrogate.model.dense.modalities:
+        raise UserError("content_attack.surrogate: was trained without photos; give a run that looks at them")
     sizes = [(each.num_users, each.num_items) for each in (catalog, other)]
     paths = [each.contents("photo") for each in (catalog, other)]
     if sizes[0] != sizes[1] or paths[1] is None or catalog.titles() != other.titles():

@@ -1,9 +1,16 @@
 """What content attacks have done, on disk: a line for each attack and target, so that an interrupted one goes on."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from uatmc_dist.config import AttackConfig, ContentAttackConfig
+from uatmc_dist.content_attacks.drawn import Attacked
+from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
 from uatmc_dist.errors import UserError
 from uatmc_dist.json_lines import add_line, read_lines
 
@@ -29,6 +36,26 @@ class Kept:
 
     def of(self, seed: int, attack: str, item: int) -> list[Record]:
         return [r for r in self.records if (r["seed"], r["attack"], r["item"]) == (seed, attack, item)]
+
+
+def key_of(config: ContentAttackConfig, attack: AttackConfig, popular: int, seen: Sequence[Attacked]) -> str:
+    """Of what a record depends on besides its seed, target and attack: options, the item that is copied, and the models
+    that are `seen`, with their catalogs."""
+    options = config.model_dump(mode="json", exclude={"attacks", "seeds", "surrogate"})
+    sums = [
+        [one.catalog.digest, float(one.model.users_UK.double().sum()), float(one.model.items().double().abs().sum())]
+        for one in seen
+    ]
+    words = json.dumps([options, attack.k, attack.anchor_share, popular, sums])
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def changed_photo(file: Path) -> Image.Image:
+    """UserError where somebody has taken it away."""
+    try:
+        return open_photo(file)
+    except (FileNotFoundError, BrokenPhoto):
+        raise UserError(f"{file}: gone or broken; remove {file.parent.parent} and attack again") from None
 
 
 def best_by(records: Iterable[Record], *keys: str) -> list[Record]:

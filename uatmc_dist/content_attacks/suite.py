@@ -4,8 +4,6 @@ Targets and anchors are drawn as those of feature-space attacks (evaluation/scen
 changed photo is written, read back and encoded as the catalog's photos were.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +16,13 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike, most_popular
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import Kept, Record
+from uatmc_dist.content_attacks.kept import Kept, Record, changed_photo, key_of
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objective, PixelBall, best_climb, best_rows
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES
-from uatmc_dist.encoders.photos import open_photo
 from uatmc_dist.errors import UserError
 from uatmc_dist.seeding import generator
 
@@ -74,7 +71,6 @@ class ContentAttacks:
                     "attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead"
                 )
         self._config, self._folder, self._stopping = config, folder, threading.Event()
-        self._model, self._k = model, attack.k
         touched = {modality for name in config.attacks for modality in MODALITIES_OF[name]}
         self._photos = PhotoRows(model, catalog, device) if "visual" in touched else None
         self._texts = TextRows(model, catalog, device) if "text" in touched else None
@@ -82,10 +78,11 @@ class ContentAttacks:
         self._drawn = Drawn(attacked, drawn, config.seeds)
         self._surrogate: tuple[PhotoRows, Drawn] | None = None
         if surrogate is not None:
-            check_alike(catalog, surrogate.catalog)
+            check_alike(catalog, surrogate)
             rows = PhotoRows(surrogate.model, surrogate.catalog, device)
             self._surrogate = rows, Drawn(surrogate, drawn, config.seeds)
         self._popular = most_popular(catalog, self._has_content)
+        self._key = key_of(config, attack, self._popular, [one for one in (attacked, surrogate) if one is not None])
         if self._texts is not None:
             _ = self._texts.vocabulary  # before there are threads
 
@@ -100,7 +97,7 @@ class ContentAttacks:
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Record]:
         """A record for each seed, attack, target, size and file; goes on where it was interrupted."""
-        kept = Kept(self._folder, self._key())
+        kept = Kept(self._folder, self._key)
         jobs = [
             _Job(seed, index, item, attack)
             for seed, items in self._drawn.items.items()
@@ -137,13 +134,6 @@ class ContentAttacks:
             else:
                 groups.append([job])
         return groups
-
-    def _key(self) -> str:
-        """Of what a record depends on besides its target and attack."""
-        options = self._config.model_dump(mode="json", exclude={"attacks", "seeds"}, exclude_none=True)
-        weights = [self._model.users_UK.double().sum(), self._model.items().double().abs().sum()]
-        words = json.dumps([options, self._k, [float(weight) for weight in weights]])
-        return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def _attack(self, jobs: list[_Job], kept: Kept) -> list[list[Record]]:
         """Of each job, all of one attack."""
@@ -203,17 +193,17 @@ class ContentAttacks:
                 files |= {name: rows.row_of(read_back(photo, name)) for name in self._config.formats}
                 for name, of_file_d in files.items():
                     found[index].append({"size": size, **self._figures(job, target, name, v_d=of_file_d)})
-                photo.save(self._photo_file(job.attack, job.item, size))
+                photo.save(self._photo_file(job.seed, job.attack, job.item, size))
         return found
 
     def _stop_if_asked(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
 
-    def _photo_file(self, attack: str, item: int, size: float) -> Path:
-        folder = self._folder / "photos"
+    def _photo_file(self, seed: int, attack: str, item: int, size: float) -> Path:
+        folder = self._folder / f"photos-{self._key}"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{attack}-{item}-{size:g}.png"
+        return folder / f"{attack}-{item}-{size:g}-seed{seed}.png"
 
     def _objectives(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> list[Objective]:
         """What the attack climbs, each for itself."""
@@ -254,11 +244,11 @@ class ContentAttacks:
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
         for size, edits in zip(self._config.pixels, self._config.edits, strict=False):
-            file = self._photo_file("pixels", job.item, size)
-            if not file.exists() or edits not in of_words:
+            file = self._photo_file(job.seed, "pixels", job.item, size)
+            if self._photos.path(job.item) is None or edits not in of_words:
                 continue
             (text_d,) = self._texts.rows_of([of_words[edits]["text"]])
-            figures = self._figures(job, target, "png", self._photos.row_of(open_photo(file)), text_d)
+            figures = self._figures(job, target, "png", self._photos.row_of(changed_photo(file)), text_d)
             yield {"size": size, "edits": edits, **figures}
 
     def risen(self, records: list[Record], most: int = 10) -> list[Record]:
@@ -271,8 +261,8 @@ class ContentAttacks:
         shown: Record = {name: record[name] for name in ("attack", "item", "before", "after")}
         v_d, t_d = target.v_Td[0], target.t_Td[0]
         if size is not None and self._photos is not None:
-            file = self._photo_file("pixels", item, size)
-            v_d = self._photos.row_of(open_photo(file))
+            file = self._photo_file(record["seed"], "pixels", item, size)
+            v_d = self._photos.row_of(changed_photo(file))
             shown |= {"photo_before": str(self._photos.path(item)), "photo_after": str(file), "pixels": size}
         if text is not None and self._texts is not None:
             (t_d,) = self._texts.rows_of([text])

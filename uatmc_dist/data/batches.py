@@ -94,7 +94,7 @@ def training_pairs(catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
 
 def _kept(catalog: Catalog, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """What was made of the training split once, mapped from CATALOG/training; in memory where it cannot be kept."""
-    file = catalog.path / TRAINING / f"{name}.npy"
+    file = catalog.path / TRAINING / f"{name}-{catalog.digest}.npy"
     found = _mapped(file)
     if found is None:
         made = make()

@@ -11,6 +11,7 @@ training/               a cache: training items of every user, for memory mappin
 baselines/              a cache: figures of the baselines by split (evaluation/comparison.py)
 """
 
+import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +139,11 @@ class Catalog:
         }
 
     @property
+    def digest(self) -> str:
+        """Of all that is in it: catalog.json has the checksums of the other files."""
+        return hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
     def modalities(self) -> list[str]:
         """Those of MODALITIES that the catalog has."""
         return [modality for modality in MODALITIES if modality in self.features]
@@ -194,7 +200,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); make the catalog again") from None
-    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
         raise UserError(f"{file}: not a {FORMAT} of version {VERSION}; make the catalog again")
     return meta
 

@@ -34,11 +34,14 @@ class FeatureWriter:
         self.num_rows = 0
 
     def write(self, rows: np.ndarray) -> None:
-        finite = np.isfinite(rows).all(axis=1)
+        with np.errstate(over="ignore"):  # told below
+            stored = np.ascontiguousarray(rows, dtype=self._dtype)
+        finite = np.isfinite(stored).all(axis=1)
         if not finite.all():
             row = self.num_rows + int(np.argmin(finite))
-            raise UserError(f"{self._source}: row {row} holds NaN or Inf; mend the feature or set the row to zeros")
-        values = pa.array(np.ascontiguousarray(rows, dtype=self._dtype).ravel())
+            what = f"NaN, Inf or what is too large for {self._dtype.name}"
+            raise UserError(f"{self._source}: row {row} holds {what}; mend the feature or set the row to zeros")
+        values = pa.array(stored.ravel())
         column = pa.FixedSizeListArray.from_arrays(values, self._width)
         self._writer.write_batch(pa.record_batch([column], schema=self._schema))
         self.num_rows += len(rows)

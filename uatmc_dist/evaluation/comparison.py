@@ -3,7 +3,6 @@
 CATALOG/baselines/SPLIT.json    {"catalog": digest of catalog.json, "figures": {name: {"recall@20": ..., ...}}}
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -102,7 +101,7 @@ def to_json(catalog: Catalog, figures: Figures, compared: Comparison) -> dict[st
     return {
         "split": compared.split,
         **figures,
-        "catalog": {"name": catalog.name, "digest": digest(catalog)},
+        "catalog": {"name": catalog.name, "digest": catalog.digest},
         "metric": compared.metric,
         "baselines": compared.figures,
         "left_out": compared.left_out,
@@ -137,11 +136,6 @@ def together(
     return made
 
 
-def digest(catalog: Catalog) -> str:
-    """Says of a catalog whether figures were measured on it."""
-    return hashlib.sha256(json.dumps(catalog.meta, sort_keys=True).encode()).hexdigest()[:20]
-
-
 class Baselines:
     """Measures the baselines of a catalog, or reads what an earlier command measured.
 
@@ -150,7 +144,7 @@ class Baselines:
 
     def __init__(self, catalog: Catalog, shown: Shown = lambda what: nullcontext(lambda done, total: None)) -> None:
         self._catalog, self._shown = catalog, shown
-        self._digest = digest(catalog)
+        self._digest = catalog.digest
         self._known = KnownPositives.of_training(catalog)
         self._ease: Ease | None = None
         self._is_kept = True

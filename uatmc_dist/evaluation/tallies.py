@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from uatmc_dist.config import AttackConfig
+from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.json_lines import add_line, read_lines
 
 Epsilon = float | None
@@ -84,11 +85,13 @@ class KeptScenes:
         self.done = {(seed, stratum): Stratum.from_json(found) for seed, stratum, found in lines}
 
     @classmethod
-    def of_run(cls, run: Path, config: AttackConfig, surrogate: Path | None, writes: bool = True) -> "KeptScenes":
-        """Those of the same model, options and surrogate."""
+    def of_run(
+        cls, run: Path, catalog: Catalog, config: AttackConfig, surrogate: Path | None, writes: bool = True
+    ) -> "KeptScenes":
+        """Those of the same model, catalog, options and surrogate."""
         files = [folder / "model/model.safetensors" for folder in (run, surrogate) if folder is not None]
         states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-        words = json.dumps([config.model_dump(mode="json"), states])
+        words = json.dumps([config.model_dump(mode="json"), catalog.digest, states])
         return cls(run / f"attack-{hashlib.sha256(words.encode()).hexdigest()[:16]}.jsonl", writes)
 
     def add(self, seed: int, stratum: str, found: Stratum) -> None:

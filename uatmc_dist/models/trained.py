@@ -23,10 +23,13 @@ from uatmc_dist.models.on_first import pieces_on_first, write_on_first
 from uatmc_dist.models.projectors import project_items, start_from_content
 
 FILE = "model.safetensors"
+_CATALOG = "catalog"
 
 
-def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]) -> None:
-    """Collective: `tables` holds each rank's rows of users and items, which the first rank writes piece by piece.
+def save_model(
+    folder: Path, config: Config, catalog: str, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]
+) -> None:
+    """Collective: `catalog` is the digest of what it was trained on; `tables` holds each rank's rows of users and items, which the first rank writes piece by piece.
 
     Raises UserError on every rank where they cannot be written.
     """
@@ -34,7 +37,8 @@ def save_model(folder: Path, config: Config, tables: dict[str, torch.Tensor], de
     def write(pieces: Mapping[str, Pieces]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        write_pieces(folder / FILE, {**pieces, **{f"dense.{name}": weight for name, weight in dense.items()}}, {})
+        named = {f"dense.{name}": weight for name, weight in dense.items()}
+        write_pieces(folder / FILE, {**pieces, **named}, {_CATALOG: catalog})
 
     try:
         write_on_first({name: pieces_on_first(rows) for name, rows in tables.items()}, write)
@@ -80,7 +84,7 @@ class ModelFile:
         return {name: self._file.get_tensor(prefix + name) for name in names}
 
     def check_fits(self, catalog: Catalog) -> None:
-        """UserError where the catalog is not of the sizes that the model was trained on."""
+        """UserError where the catalog is not the one that the model was trained on."""
         shapes = backbone(self.config.model).tables(self.config, catalog.num_users, catalog.num_items)
         for table, shape in shapes.items():
             if self.num_rows(table) != shape.rows:
@@ -88,8 +92,15 @@ class ModelFile:
                     f"{self.path}: {self.num_rows(table)} {shape.of}s, but the catalog {catalog.path} has "
                     f"{shape.rows}; give the catalog that the model was trained on"
                 )
-        if not self.config.model.content:
-            return
+        if self.config.model.content:
+            self._check_features(catalog)
+        # A model of an earlier version does not say.
+        if (self._file.metadata() or {}).get(_CATALOG, catalog.digest) != catalog.digest:
+            raise UserError(
+                f"{self.path}: was trained on another catalog than {catalog.path} is now; give that one, or train again"
+            )
+
+    def _check_features(self, catalog: Catalog) -> None:
         trained = [name for name in MODALITIES if f"dense.{name}.0.weight" in self._file.keys()]  # noqa: SIM118
         if trained != catalog.modalities:
             raise UserError(

@@ -46,7 +46,7 @@ class Trainer:
         self.run = runs.RunFolder(config.run_dir)
         # A machine that comes back to the ranks that go on must not delete what they did.
         overwrite = overwrite and not self.run.is_of_launch(runs.launch_id())
-        self.run.check(config, overwrite)
+        self.run.check(config, self.catalog.digest, overwrite)
         self._start_from = None if config.start_from is None else ModelFile(config.start_from)
         if self._start_from is not None:
             self._start_from.check_fits(self.catalog)
@@ -54,7 +54,7 @@ class Trainer:
                 raise UserError(f"{config.start_from}: its model options differ from this run's; make them equal")
         any_rank(0)  # every rank has looked at the folder before the first one writes into it
         if world.is_first:
-            environment = runs.environment(str(world.device), world.size, config.seed)
+            environment = runs.environment(str(world.device), world.size, config.seed, self.catalog.digest)
             self.run.prepare(config, environment, overwrite)
         any_rank(0)
         timeout = timedelta(seconds=config.distributed.timeout_s)
@@ -84,7 +84,7 @@ class Trainer:
         if failure := self.checkpoints.settle():
             self.reporter.say(f"warning: {failure}")
         tables = {table.name: table.local_weight for table in self.model.tables}
-        save_model(self.run.model, self.config, tables, self.model.dense_weights())
+        save_model(self.run.model, self.config, self.catalog.digest, tables, self.model.dense_weights())
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The optimiser's step on one global batch, and with Mirror Gradient now and then the step back; returns this
