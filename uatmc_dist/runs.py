@@ -4,19 +4,25 @@ config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
 evaluation.json  attack.json  certificate.json  certificate.parquet  mismatch.json  report/index.html
 """
 
+import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from uatmc_dist.config import Config, dump_config, read_yaml
 from uatmc_dist.errors import UserError
 
 _RECORDED_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "triton", "pyarrow", "numpy")
+_LOCK, _LOCK_WAIT_S = ".lock", 100
+_LOG = logging.getLogger("uatmc_dist")
 
 
 class RunFolder:
@@ -27,6 +33,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.metrics = path / "metrics.jsonl"
         self._config = path / "config.yaml"
+        self._lock: IO[str] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -42,8 +49,7 @@ class RunFolder:
         catalog. `catalog`: its digest."""
         if overwrite or not self.path.exists():
             return
-        if self.is_finished:
-            raise UserError(f"{self.path}: this run is finished; give another name=... or --overwrite")
+        self._refuse_finished()
         if self._config.exists():
             # An option that a later version brought had its default.
             defaults = _flat(Config(name=config.name, catalog=config.catalog).model_dump(mode="json"))
@@ -58,18 +64,25 @@ class RunFolder:
                 )
             if (self.read_json("environment.json") or {}).get("catalog", catalog) != catalog:
                 raise UserError(
-                    f"{self.path}: an unfinished run, and {config.catalog} is not the catalog that it began with; bring "
-                    "that one back, give another name=... or --overwrite"
+                    f"{self.path}: an unfinished run, and {config.catalog} is not the catalog that it began with; "
+                    "bring that one back, give another name=... or --overwrite"
                 )
-        elif any(self.path.iterdir()):
+        elif any(entry.name != _LOCK for entry in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; give another name=... or output_dir=...")
 
     def prepare(self, config: Config, environment: dict[str, Any], overwrite: bool) -> None:
-        """Makes the folder and writes config.yaml and environment.json (rank 0)."""
-        if overwrite and self._config.exists():
-            shutil.rmtree(self.path)
+        """Makes the folder, keeps others from training into it, and writes config.yaml and environment.json (rank 0).
+
+        Raises UserError where it cannot be written, or another process trains into it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if not overwrite:
+                self._refuse_finished()  # by whom this one has waited for
+            if overwrite and self._config.exists():
+                for entry in self.path.iterdir():
+                    if entry.name != _LOCK:
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._config.write_text(dump_config(config), encoding="utf-8")
             (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
         except OSError as error:
@@ -77,11 +90,48 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror}); free space, or give another output_dir=..."
             ) from None
 
+    def _refuse_finished(self) -> None:
+        if self.is_finished:
+            raise UserError(f"{self.path}: this run is finished; give another name=... or --overwrite")
+
+    def _take_lock(self) -> None:
+        """Until `release`, or the end of the process. A machine that was lost may hold it a while on a shared disk."""
+        self._lock = (self.path / _LOCK).open("w")
+        for second in range(_LOCK_WAIT_S):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if second == 0:
+                    _LOG.warning(
+                        f"{self.path}: another process trains into it; waiting for it, {_LOCK_WAIT_S} s at most"
+                    )
+                time.sleep(1)
+            except OSError:  # a disk without locks
+                return
+        self.release()
+        raise UserError(f"{self.path}: another process trains into it; let it end, or give another name=...")
+
+    def release(self) -> None:
+        """Others may train into it again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def write_json(self, name: str, values: dict[str, Any]) -> Path:
         """Whole or not at all: an interruption leaves what was there."""
-        path, unfinished = self.path / name, self.path / f".{name}"
-        unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        text = json.dumps(values, indent=2) + "\n"
+        return self.write(name, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+    def write(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Whole or not at all, also where two processes write the same file. UserError where it cannot be written."""
+        path, unfinished = self.path / name, self.path / f".{name}.{os.uname().nodename}.{os.getpid()}"
+        try:
+            write(unfinished)
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space") from None
         return path
 
     def read_json(self, name: str) -> dict[str, Any] | None:

@@ -130,6 +130,8 @@ class Tuning:
         run = self.folder / "trials" / name
         try:
             curve = self._train(trial, run, overrides)
+            if not curve:
+                raise TrainingFailed("never evaluated; lower evaluation.every_epochs")
             if len(self.objectives) == 1:
                 return max(curve)
             return _accuracy_and_hits(run)

@@ -75,6 +75,14 @@ def test_other_defences_train(configuration, adversary):
     assert done.returncode == 0, done.stderr
 
 
+def test_mmgcn_is_defended_and_attacked(catalog, configuration):
+    options = ["model.backbone=mmgcn", "adversarial.adversary=uat", "training.lr=1e-3", "tables.lr=0.01"]
+    done = train(configuration, "name=mmgcn", *options, *SHORT)
+    assert done.returncode == 0, done.stderr
+    few = ["attack.seeds=[1]", "attack.num_targets=3", "attack.attacks=[fgsm]", "attack.epsilons=[0.1]", "attack.k=10"]
+    run_uatmc("attack", catalog.path.parent / "mmgcn", *few)
+
+
 def test_what_needs_two_is_refused_in_one_line(catalog, configuration):
     absent = {"visual": "text", "text": "visual"}[catalog.modalities[0]]
     for option, expected in (

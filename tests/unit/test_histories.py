@@ -75,7 +75,7 @@ def test_training_items_are_mapped_and_made_anew_where_damaged(tmp_path):
     synthesize(folder, users=40, items=30, interactions=300, visual_dim=4, text_dim=3, seed=0)
     catalog = Catalog(folder)
     in_memory = KnownPositives(*catalog.split("train"), catalog.num_users, catalog.num_items)
-    file = next((folder / "training").glob("known-*.npy"))
+    file = folder / "training" / f"known-{catalog.digest}.npy"
     for damage in (lambda: None, lambda: file.write_bytes(file.read_bytes()[:200]), file.unlink):
         mapped = KnownPositives.of_training(catalog)
         for ours, truth in zip(mapped.entries(torch.arange(40)), in_memory.entries(torch.arange(40)), strict=True):

@@ -36,3 +36,39 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on_and_one_of_other_option
         run.check(changed, "digest", overwrite=False)
     with pytest.raises(UserError, match="x is not the catalog that it began with"):
         run.check(config, "another digest", overwrite=False)
+
+
+def test_two_processes_do_not_train_into_one_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(runs, "_LOCK_WAIT_S", 1)
+    config = Config.model_validate({**TINY, "catalog": "x", "output_dir": str(tmp_path)})
+    first, second = runs.RunFolder(config.run_dir), runs.RunFolder(config.run_dir)
+    environment = runs.environment("cpu", 1, 0, "digest")
+    first.prepare(config, environment, overwrite=False)
+    (first.path / "mine").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="another process trains into it"):
+            second.prepare(config, environment, overwrite)
+    assert "waiting for it" in caplog.text and (first.path / "mine").exists()
+    first.release()
+    second.prepare(config, environment, overwrite=True)
+    assert not (first.path / "mine").exists()
+    second.release()
+    second.model.mkdir()
+    (second.model / "model.safetensors").touch()
+    with pytest.raises(UserError, match="this run is finished"):
+        first.prepare(config, environment, overwrite=False)
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_what_was_there(tmp_path):
+    run = runs.RunFolder(tmp_path)
+    run.write_json("evaluation.json", {"a": 1})
+
+    def fails(unfinished):
+        unfinished.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"evaluation\.json: cannot be written \(No space left on device\); free space"):
+        run.write("evaluation.json", fails)
+    assert run.read_json("evaluation.json") == {"a": 1} and [file.name for file in tmp_path.iterdir()] == [
+        "evaluation.json"
+    ]

@@ -1,8 +1,8 @@
 """An attack that was interrupted: what was finished is kept, and the figures are those of an undisturbed one."""
 
-import numpy as np
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.unit.random_model import RandomModel

@@ -209,10 +209,10 @@ def _slope(
 ) -> tuple[torch.Tensor, ...]:
     """Of J. `kept`: whether somebody else still needs the graph of `objective`."""
     if rule.adv_align_weight == 0 or rule.space == "users":
-        return torch.autograd.grad(objective, leaves, retain_graph=kept)
-    gradients = torch.autograd.grad(objective, leaves, create_graph=True)
+        return _gradients(objective, leaves, retain_graph=kept)
+    gradients = _gradients(objective, leaves, create_graph=True)
     alignment = sum_of_cosines(*gradients) / rule.num_items
-    turned = torch.autograd.grad(alignment, leaves, retain_graph=kept)
+    turned = _gradients(alignment, leaves, retain_graph=kept)
     return tuple(g.detach() + rule.adv_align_weight * along for g, along in zip(gradients, turned, strict=True))
 
 
@@ -223,3 +223,8 @@ def sum_of_cosines(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> torch.Tens
     visual_nd, text_nd = (torch.where(kept_n1, rows_nd, 1.0) for rows_nd in (visual_nd, text_nd))
     cosine_n = torch.nn.functional.cosine_similarity(visual_nd, text_nd, dim=1, eps=0.0)
     return torch.where(kept_n1.squeeze(1), cosine_n, 0.0).sum()
+
+
+def _gradients(of: torch.Tensor, leaves: list[torch.Tensor], **graph: bool) -> tuple[torch.Tensor, ...]:
+    """Zeros for a modality that the catalog lacks."""
+    return torch.autograd.grad(of, leaves, allow_unused=True, materialize_grads=True, **graph)

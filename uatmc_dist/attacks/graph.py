@@ -142,7 +142,9 @@ class GraphTargets:
                 value_T[index] = value_A.mean()
                 hits_T[index] = 0.5 * (1 + excess_A.sign()).mean()
                 cotangent_nd[mine] = self._cotangent(index, nodes_m, margins, slope_A / len(slope_A))
-            pull_T2d[part] = torch.cat(torch.autograd.grad(rows_nd, leaves, cotangent_nd), dim=1)
+            # Zeros for a modality that the catalog lacks.
+            pulls = torch.autograd.grad(rows_nd, leaves, cotangent_nd, allow_unused=True, materialize_grads=True)
+            pull_T2d[part] = torch.cat(pulls, dim=1)
         found_TX = sum_over_ranks(torch.cat([value_T[:, None], hits_T[:, None], pull_T2d], dim=1).detach())
         return Evaluation(found_TX[:, 0], found_TX[:, 1], found_TX[:, 2:])
 

@@ -87,7 +87,7 @@ def tell_catalog(path: Path) -> None:
 
 
 def tell_written(path: Path) -> None:
-    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    console.print(f"written: {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def has_failed(report: dict[str, Any]) -> bool:

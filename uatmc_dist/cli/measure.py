@@ -167,7 +167,7 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
         folder, config, catalog, model = opened(run, overrides)
         with shown("sweeps") as progress:
             found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
-    pq.write_table(pa.table(found.columns), run / "certificate.parquet")
+    folder.write("certificate.parquet", lambda unfinished: pq.write_table(pa.table(found.columns), unfinished))
     path = folder.write_json("certificate.json", found.report)
     print_certificate(console, run, found.report, catalog.num_items)
     tell_written(path)

@@ -27,7 +27,7 @@ def tune(
     loaded = load_config(config, overrides or [])
     ranges = read_space(space or tuning.default_space(loaded))
     folder = study or tuning.study_folder(loaded)
-    say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
     tuning.Tuning(config, tuple(overrides or ()), ranges, folder, ranks, say).run(trials)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from uatmc_dist.cli.common import RunPath, app, console, opened, opened_in_blocks, tell_written
@@ -60,5 +61,5 @@ def recommend(
     _, _, catalog, model = opened(run, None)
     table = Table("", "item", "title", "score", title=f"for a history of {len(names)} items")
     for rank, found in enumerate(recommended(model, catalog, names, k), start=1):
-        table.add_row(str(rank), found.source_id, found.title, f"{found.score:.4f}")
+        table.add_row(str(rank), escape(found.source_id), escape(found.title), f"{found.score:.4f}")
     console.print(table)

@@ -80,7 +80,7 @@ def open_photo(path: Path) -> Image.Image:
 def open_photo_bytes(content: bytes) -> Image.Image:
     """The same of a file's content."""
     if not content:
-        raise BrokenPhoto("an empty file")
+        raise BrokenPhoto("empty, or cannot be read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -57,11 +57,13 @@ class WordGradients:
         self._model, self._device = _opened(name, device)
         self._model.requires_grad_(False)
         self._embeddings = self._model[0].auto_model.get_input_embeddings()
-        self._lock = threading.Lock()  # one text at a time: the tokens' embeddings are caught on their way
+        # One text at a time: a call of the tokenizer sets how it truncates, and embeddings are caught on their way.
+        self._lock = threading.Lock()
 
     def embedding(self, word: str) -> torch.Tensor:
         """Mean of the embeddings of its tokens, [D]."""
-        ids = self._model.tokenizer(word, add_special_tokens=False)["input_ids"]
+        with self._lock:
+            ids = self._model.tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids:  # a sign that the tokenizer does not see
             return torch.zeros(self._embeddings.weight.shape[1])
         return self._embeddings.weight[torch.tensor(ids, device=self._device)].mean(0).cpu()
@@ -75,11 +77,11 @@ class WordGradients:
             caught.append(found.detach().requires_grad_())
             return caught[-1]
 
-        tokens = self._model.tokenizer(
-            list(words), is_split_into_words=True, truncation=True, max_length=self._model.max_seq_length,
-            return_tensors="pt",
-        )  # fmt: skip
         with self._lock, torch.enable_grad():
+            tokens = self._model.tokenizer(
+                list(words), is_split_into_words=True, truncation=True, max_length=self._model.max_seq_length,
+                return_tensors="pt",
+            )  # fmt: skip
             handle = self._embeddings.register_forward_hook(catch)
             try:
                 given = {key: value.to(self._device) for key, value in tokens.items()}

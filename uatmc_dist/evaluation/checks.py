@@ -155,7 +155,8 @@ def _not_above_certificate(results: list[dict[str, Any]]) -> dict[str, Any]:
 def _movable(targets: Targets) -> Targets:
     """The targets that have a row of every modality that there is: a zero row has no room."""
     of_modalities = [rows_Td.any(dim=1) for rows_Td in (targets.v_Td, targets.t_Td) if rows_Td.any()]
-    return targets.chosen(torch.stack(of_modalities).all(dim=0).nonzero().squeeze(1))
+    has_rows_T = torch.stack(of_modalities).all(dim=0) if of_modalities else torch.zeros(len(targets), dtype=torch.bool)
+    return targets.chosen(has_rows_T.nonzero().squeeze(1))
 
 
 def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:

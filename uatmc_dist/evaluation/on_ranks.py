@@ -179,6 +179,6 @@ def content_rows(model: Any, ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.T
     of_items = model.items.local_weight
     identity_nd = of_items[ids_n.to(of_items.device) - model.items.block.lo]
     identity_md, v_md, t_md = (
-        rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.content.movable(ids_n))
+        rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.content.projected(ids_n))
     )
     return identity_md, v_md, t_md

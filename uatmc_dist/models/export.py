@@ -31,6 +31,15 @@ _PROJECTED = 10_000
 """More than this a browser cannot move."""
 
 
+_LINEAR = {
+    "user": "a row of its own, the pooled history (sum of his items' history rows / sqrt(count)), or their sum: see "
+    "model.user in config",
+    "item": "[identity | w_v v + w_t t + bias]; v, t: L2-normalised outputs of the projectors",
+    "projector": "Linear, then ReLU and LayerNorm after each hidden layer; the last Linear has neither",
+}
+_OF_GRAPH = dict.fromkeys(("user", "item"), "of the last layer of the convolutions over the training graph")
+
+
 @dataclass(frozen=True)
 class Vectors:
     """What a model scores with: whole in one process, or piece by piece from the blocks of several ranks."""
@@ -41,12 +50,15 @@ class Vectors:
     users: Pieces
     items: Pieces
     history: Pieces | None
+    is_linear: bool = True
+    """Whether an item's row is made of its own features (TrainedModel.is_linear)."""
 
     @classmethod
     def whole(cls, model: TrainedModel) -> "Vectors":
         dense = {} if model.dense is None else {name: p.detach() for name, p in model.dense.named_parameters()}
         history = None if model.history_NK is None else Pieces.of(model.history_NK)
-        return cls(model.config, dense, Pieces.of(model.users_UK), Pieces.of(model.items()), history)
+        items = Pieces.of(model.items())
+        return cls(model.config, dense, Pieces.of(model.users_UK), items, history, model.is_linear)
 
 
 def export_model(model: Vectors, catalog: Catalog, folder: Path, model_card: str) -> list[Path]:
@@ -55,17 +67,14 @@ def export_model(model: Vectors, catalog: Catalog, folder: Path, model_card: str
     embeddings, vectors, card = (folder / name for name in ("embeddings.safetensors", "items.parquet", _CARD))
     metadata = {
         "score": "dot product of a row of user and a row of item",
-        "user": "a row of its own, the pooled history (sum of his items' history rows / sqrt(count)), or their sum: "
-        + model.config.model.user,
-        "item": "[identity | w_v v + w_t t + bias]; v, t: L2-normalised outputs of the projectors",
-        "projector": "Linear, then ReLU and LayerNorm after each hidden layer; the last Linear has neither",
+        **(_LINEAR if model.is_linear else _OF_GRAPH),
         "catalog": catalog.name,
         "config": json.dumps(model.config.model_dump(mode="json")),
     }
 
     def write_embeddings(pieces: Mapping[str, Pieces]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_pieces(embeddings, {**pieces, **_dense_tensors(model.dense)}, metadata)
+        write_pieces(embeddings, {**pieces, **_dense_tensors(model)}, metadata)
 
     def write_vectors(pieces: Mapping[str, Pieces]) -> None:
         _write_vectors(vectors, pieces["item"], catalog.titles()[0])
@@ -114,7 +123,11 @@ def _rows_of(pieces: Pieces, ids_m: np.ndarray) -> torch.Tensor:
     return rows_mX
 
 
-def _dense_tensors(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _dense_tensors(model: Vectors) -> dict[str, torch.Tensor]:
+    """What makes an item's row of its features, under linear fusion; no single item's row can be made without it."""
+    if not model.is_linear:
+        return {}
+    weights = model.dense
     fusion = {f"fusion.{name}": weights[name] for name in ("w_v", "w_t", "bias") if name in weights}
     projectors = {f"projector.{name}": w for name, w in weights.items() if name.startswith(MODALITIES)}
     return {**fusion, **projectors}

@@ -254,8 +254,8 @@ class MMGCNModel(TrainedModel):
         progress: Progress = lambda done, total: None,
     ) -> None:
         self.path, self.config, self.dense = path, config, dense.requires_grad_(False)
-        project = project_items if path is None else projected_items
-        self.v_Nd, self.t_Nd = project(dense, catalog, 0, catalog.num_items, torch.device("cpu"))
+        given = dense, catalog, 0, catalog.num_items, torch.device("cpu")
+        self.v_Nd, self.t_Nd = project_items(*given) if path is None else projected_items(*given, progress=progress)
         self.known = KnownPositives.of_training(catalog)
         users, items = ItemBlock(catalog.num_users, 0, 1), ItemBlock(catalog.num_items, 0, 1)
         self.graph = BipartiteGraph(self.known, users, items, torch.device("cpu"))

@@ -67,6 +67,11 @@ class OwnContent:
         return self._dense.project_moved(visual, text) if self.is_moved_at_encoder else (visual, text)
 
     @torch.no_grad()
+    def projected(self, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected rows v, t [n, d], ids ascending, with the weights of this moment."""
+        return self.shown(*self.movable(ids_n))
+
+    @torch.no_grad()
     def of_block(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected rows v, t of all of this rank's items, with the weights of this moment."""
         if self._projected is None:

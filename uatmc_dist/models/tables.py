@@ -19,6 +19,7 @@ from uatmc_dist.data.histories import Bags
 from uatmc_dist.models.initial import initial_rows
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import ranks_of_a_machine
+from uatmc_dist.parallel.upload import upload
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -84,6 +85,15 @@ class _Sharded:
         """This rank's rows, sharing storage with the table."""
         raise NotImplementedError
 
+    def _features(
+        self, ids_E: torch.Tensor, lengths_m: torch.Tensor, weights_E: torch.Tensor | None = None
+    ) -> KeyedJaggedTensor:
+        """On the device. How long they are is said here: TorchRec would wait for the device to count."""
+        values, lengths = (upload(part, self._device) for part in (ids_E - self.block.lo, lengths_m))
+        weights = None if weights_E is None else upload(weights_E, self._device)
+        sizes = {"length_per_key": [len(ids_E)], "offset_per_key": [0, len(ids_E)]}
+        return KeyedJaggedTensor([self.name], values, weights, lengths, stride=len(lengths_m), **sizes)
+
     def _looked_up(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """In this rank's block, by its own numbers."""
         (lookup,) = self._sharded._lookups
@@ -142,8 +152,7 @@ class ShardedTable(_Sharded):
         """Rows of these ids, all of this rank's block: nothing travels. The optimiser runs in the backward pass."""
         # A sample for each id. TorchRec needs one even where there is no id: of length zero.
         lengths = torch.ones(len(ids_n), dtype=torch.int32) if len(ids_n) else torch.zeros(1, dtype=torch.int32)
-        features = KeyedJaggedTensor(keys=[self.name], values=ids_n - self.block.lo, lengths=lengths)
-        return self._looked_up(features.to(self._device)).view(-1, self.dim)
+        return self._looked_up(self._features(ids_n, lengths)).view(-1, self.dim)
 
 
 class ShardedBags(_Sharded):
@@ -171,10 +180,4 @@ class ShardedBags(_Sharded):
     def own_sums(self, bags: Bags) -> torch.Tensor:
         """Weighted sums [m, dim] of the bags' rows, all of this rank's block: nothing travels. The optimiser runs in
         the backward pass."""
-        features = KeyedJaggedTensor(
-            keys=[self.name],
-            values=bags.items_E - self.block.lo,
-            lengths=bags.lengths_m.int(),
-            weights=bags.weights_E,
-        )
-        return self._looked_up(features.to(self._device))
+        return self._looked_up(self._features(bags.items_E, bags.lengths_m.int(), bags.weights_E))

@@ -29,7 +29,8 @@ _CATALOG = "catalog"
 def save_model(
     folder: Path, config: Config, catalog: str, tables: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]
 ) -> None:
-    """Collective: `catalog` is the digest of what it was trained on; `tables` holds each rank's rows of users and items, which the first rank writes piece by piece.
+    """Collective: `catalog` is the digest of what it was trained on; `tables` holds each rank's rows of users and
+    items, which the first rank writes piece by piece.
 
     Raises UserError on every rank where they cannot be written.
     """

@@ -42,7 +42,3 @@ def print_catalog(console: Console, catalog: Catalog) -> None:
     ):
         table.add_row(title, *(show(summary) for summary in summaries.values()))
     console.print(table)
-
-
-def _shown(note: int | str) -> str:
-    return note if isinstance(note, str) else f"{note:,}"

@@ -79,12 +79,16 @@ class Trainer:
                 self._run_phase()
             changed = self.config.model_dump(mode="json", exclude_defaults=True)
             self.reporter.summarise(changed, self.config.evaluation.metric)
+        except BaseException:
+            self.run.release()
+            raise
         finally:
             self.reporter.close()
         if failure := self.checkpoints.settle():
             self.reporter.say(f"warning: {failure}")
         tables = {table.name: table.local_weight for table in self.model.tables}
         save_model(self.run.model, self.config, self.catalog.digest, tables, self.model.dense_weights())
+        self.run.release()
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The optimiser's step on one global batch, and with Mirror Gradient now and then the step back; returns this

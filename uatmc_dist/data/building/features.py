@@ -12,7 +12,7 @@ from uatmc_dist.data.building.articles import Articles
 from uatmc_dist.data.building.options import BuildOptions
 from uatmc_dist.encoders.base import Encoder
 from uatmc_dist.encoders.cache import EncodedContent, content_hash, encode_contents
-from uatmc_dist.encoders.photos import open_photo
+from uatmc_dist.encoders.photos import open_photo_bytes
 from uatmc_dist.errors import UserError
 
 _NAMED = 10
@@ -74,8 +74,16 @@ def encode_articles(
 def _photos(files: Sequence[Path | None]) -> tuple[_Contents, list[Path]]:
     found = [(place, file) for place, file in enumerate(files) if file is not None]
     places, paths = [place for place, _ in found], [file for _, file in found]
-    hashes = [content_hash(file.read_bytes()) for file in paths]
-    return _Contents("visual", places, hashes, lambda index: open_photo(paths[index])), paths
+    hashes = [content_hash(_bytes(file)) for file in paths]
+    return _Contents("visual", places, hashes, lambda index: open_photo_bytes(_bytes(paths[index]))), paths
+
+
+def _bytes(file: Path) -> bytes:
+    """None of a file that cannot be read, which is a broken photo then."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def _texts(texts: list[str], options: BuildOptions) -> _Contents:

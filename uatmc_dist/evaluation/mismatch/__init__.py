@@ -60,7 +60,7 @@ def _measured(pairs: TrainingPairs, config: Config) -> dict[str, Any]:
         "direction": turned(pairs, gradients, adversarial.adv_align_weight),
         "contributors": contributors(pairs, gradients),
         "reach_ratio": reach(pairs.model),
-        **shifts(pairs, gradients, adversarial),
+        **shifts(pairs, adversarial),
         "clean_loss": pairs.loss(),
         "strength": steps,
     }

@@ -41,7 +41,7 @@ def reach(model: Measured) -> dict[str, float | None] | None:
 
 
 @torch.no_grad()
-def shifts(pairs: TrainingPairs, gradients: Gradients, config: AdversarialConfig) -> dict[str, Any]:
+def shifts(pairs: TrainingPairs, config: AdversarialConfig) -> dict[str, Any]:
     """Of the separate step (uat): `user_cosine`, by item, the cosine over pairs of the shifts of its score by its photo
     and by its text, weighted by |dL/ds|; `shift_ratio`, by pair, the root mean square over items of the former
     shift over that of the latter."""
