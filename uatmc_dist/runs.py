@@ -21,7 +21,9 @@ from uatmc_dist.config import Config, dump_config, read_yaml
 from uatmc_dist.errors import UserError
 
 _RECORDED_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "triton", "pyarrow", "numpy")
-_LOCK, _LOCK_WAIT_S = ".lock", 100
+_ENVIRONMENT = "environment.json"
+"""Whoever trains has a lock on it."""
+_LOCK_WAIT_S = 100
 _LOG = logging.getLogger("uatmc_dist")
 
 
@@ -41,8 +43,7 @@ class RunFolder:
 
     def is_of_launch(self, launch: str | None) -> bool:
         """Whether this start of the ranks has begun the run itself: then --overwrite has done its work."""
-        environment = self.read_json("environment.json") or {}
-        return launch is not None and environment.get("launch") == launch
+        return launch is not None and self._environment().get("launch") == launch
 
     def check(self, config: Config, catalog: str, overwrite: bool) -> None:
         """UserError where the command would overwrite a finished run, or go on with other options or on another
@@ -62,12 +63,12 @@ class RunFolder:
                     f"{self.path}: an unfinished run with other options ({told}); repeat its command, give another "
                     "name=... or --overwrite"
                 )
-            if (self.read_json("environment.json") or {}).get("catalog", catalog) != catalog:
+            if self._environment().get("catalog", catalog) != catalog:
                 raise UserError(
                     f"{self.path}: an unfinished run, and {config.catalog} is not the catalog that it began with; "
                     "bring that one back, give another name=... or --overwrite"
                 )
-        elif any(entry.name != _LOCK for entry in self.path.iterdir()):
+        elif any(entry.name != _ENVIRONMENT for entry in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; give another name=... or output_dir=...")
 
     def prepare(self, config: Config, environment: dict[str, Any], overwrite: bool) -> None:
@@ -81,14 +82,19 @@ class RunFolder:
                 self._refuse_finished()  # by whom this one has waited for
             if overwrite and self._config.exists():
                 for entry in self.path.iterdir():
-                    if entry.name != _LOCK:
+                    if entry.name != _ENVIRONMENT:
                         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._config.write_text(dump_config(config), encoding="utf-8")
-            (self.path / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
+            (self.path / _ENVIRONMENT).write_text(json.dumps(environment, indent=2), encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); free space, or give another output_dir=..."
             ) from None
+
+    def _environment(self) -> dict[str, Any]:
+        """Nothing where it is not written yet."""
+        file = self.path / _ENVIRONMENT
+        return (self.read_json(_ENVIRONMENT) or {}) if file.exists() and file.stat().st_size else {}
 
     def _refuse_finished(self) -> None:
         if self.is_finished:
@@ -96,7 +102,7 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         """Until `release`, or the end of the process. A machine that was lost may hold it a while on a shared disk."""
-        self._lock = (self.path / _LOCK).open("w")
+        self._lock = (self.path / _ENVIRONMENT).open("a")
         for second in range(_LOCK_WAIT_S):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

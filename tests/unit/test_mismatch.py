@@ -114,7 +114,7 @@ def test_contributors_equal_a_full_list(model, pairs, monkeypatch):
 
 def test_shifts_of_scores_and_reach(model, pairs):
     gradients = pairs.gradients()
-    found = users.shifts(pairs, gradients, AdversarialConfig(epsilon=0.3))
+    found = users.shifts(pairs, AdversarialConfig(epsilon=0.3))
     rows = model.v_Nd, model.t_Nd
     clean = _scores(model, pairs, *rows)
     deltas = [0.3 * r.norm(dim=1, keepdim=True) * F.normalize(g, dim=1) for r, g in zip(rows, gradients, strict=True)]

@@ -114,6 +114,7 @@ def exported_blocks(model: TrainingModel, config: Config, catalog: Catalog) -> V
         Pieces(catalog.num_users, ranking.items_nK.shape[1], lambda: (ranking.user_rows(ids_B) for ids_B in of_users)),
         pieces_on_first(ranking.items_nK),
         None if history is None else pieces_on_first(history),
+        _is_linear(config),
     )
 
 
