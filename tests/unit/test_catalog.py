@@ -117,3 +117,27 @@ def test_description_counts_duplicates_and_zero_rows(tmp_path):
     summary = describe_features(Catalog(tmp_path / "x").features["visual"])
     assert (summary.zero_share, summary.duplicate_share) == (pytest.approx(2 / 6), pytest.approx(2 / 6))
     assert json.loads((tmp_path / "x" / "catalog.json").read_text())["num_items"] == 6
+
+
+def test_a_catalog_json_that_is_none_is_refused(tmp_path):
+    (tmp_path / "catalog.json").write_text("[]")
+    with pytest.raises(UserError, match=r"catalog\.json: not a uatmc-catalog"):
+        Catalog(tmp_path)
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    writer = catalog_writer.CatalogWriter(tmp_path / "x", "x", 2, 3)
+    rows = np.ones((3, 4))
+    rows[2, 1] = 1e30
+    with (
+        pytest.raises(UserError, match=r"image\.npy: row 2 holds NaN, Inf or what is too large for float16"),
+        writer.features("visual", 4, np.dtype(np.float16), "hand", "image.npy") as features,
+    ):
+        features.write(rows)
+
+
+def test_another_catalog_of_the_same_sizes_has_another_digest(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        synthesize(tmp_path / name, **SIZES, seed=seed)
+    a, b, c = (Catalog(tmp_path / name).meta | {"name": ""} for name in "abc")
+    assert a == b and a != c and Catalog(tmp_path / "a").digest != Catalog(tmp_path / "c").digest

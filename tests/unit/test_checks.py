@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.unit.random_model import RandomModel
+from tests.unit.random_model import RandomModel, scene
 from uatmc_dist.attacks import suite
 from uatmc_dist.attacks.fgsm import FGSM
 from uatmc_dist.attacks.pgd import PGD
@@ -145,3 +145,10 @@ def with_zero_rows(items, shrink):
         return items(model)
 
     return prepared
+
+
+def test_targets_without_any_row_are_left_out():
+    model = RandomModel(40, 20, 4)
+    model.v_Nd.zero_()
+    model.t_Nd.zero_()
+    assert len(all_checks._movable(scene(model, 5).targets)) == 0

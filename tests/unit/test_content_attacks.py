@@ -10,9 +10,11 @@ from PIL import Image
 
 from tests.unit.random_model import RandomModel, scene
 from uatmc_dist.attacks.base import Targets
-from uatmc_dist.config import ContentAttackConfig
+from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.calibration import calibrate
+from uatmc_dist.content_attacks.drawn import Attacked
 from uatmc_dist.content_attacks.files import read_back
+from uatmc_dist.content_attacks.kept import key_of
 from uatmc_dist.content_attacks.photos import as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import (
     LOSSES,
@@ -280,3 +282,15 @@ def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_
     both = calibrate([words, large, small, record("pixels", 0.5, 0.1)], 50)["recommended"]
     assert both["options"]["epsilon"] == 0.3 and "may be seen" not in both["why"]
     assert "visual_weight" not in calibrate([words], 50)["recommended"]["options"]
+
+
+def test_what_is_kept_goes_by_all_that_it_depends_on():
+    def key(attack=None, popular=3, digest="one", model=None, **options):
+        seen = [Attacked(model or RandomModel(20, 10, 4), SimpleNamespace(digest=digest))]  # type: ignore[arg-type]
+        return key_of(ContentAttackConfig(**options), attack or AttackConfig(), popular, seen)
+
+    other = RandomModel(20, 10, 4)
+    other.v_Nd.mul_(2)
+    keys = [key(), key(AttackConfig(anchor_share=0.1)), key(AttackConfig(k=7)), key(popular=4), key(digest="other")]
+    keys += [key(model=other), key(steps=3), key(losses=["soft_rank"])]
+    assert len(set(keys)) == len(keys) and key() == key(seeds=[4]) == key(attacks=["pixels"])
