@@ -1,6 +1,5 @@
 """Command line of train.py: configuration, overrides, --help with every option; then the trainer."""
 
-import logging
 import os
 import signal
 import sys
@@ -66,7 +65,6 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     # What torch says to the authors of TorchRec, not to our users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
     warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds.
     from uatmc_dist import embedded
     from uatmc_dist.parallel import process_group

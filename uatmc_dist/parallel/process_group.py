@@ -1,5 +1,6 @@
 """Joining the ranks of a run: one process alone, torchrun on one machine, or SLURM through torchrun."""
 
+import logging
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> World:
 
     `timeout` is the longest wait of a collective. Raises UserError where the machine's GPUs cannot be used.
     """
+    # What torch says to the authors of TorchRec, not to our users.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     device = own_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
