@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def trainer_of(folder: Path, items: int, objective: str, world: process_group.Wo
     return trainer
 
 
+def peak_bytes(step: Callable[[], object]) -> int:
+    """Largest sum of what was allocated and not yet freed during one step."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes))
+
+
 def as_rank(folder: Path, rounds: int, steps: int) -> None:
     """Measures on this rank of a launch; rank 0 leaves what it found in folder/ranks-R.json."""
     world = process_group.join()
@@ -102,14 +112,6 @@ def as_rank(folder: Path, rounds: int, steps: int) -> None:
         trainer.train_step(trainer.sampler.batch(0, next(indices[case])))
         return time.perf_counter() - start
 
-    def peak_bytes(case: tuple[str, int]) -> int:
-        """Largest sum of what was allocated and not yet freed during one step."""
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            seconds(case)
-        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-        sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-        return max(itertools.accumulate(sizes))
-
     found: list[dict[str, Any]] = []
     for case in cases:  # the first steps allocate
         seconds(case)
@@ -120,7 +122,7 @@ def as_rank(folder: Path, rounds: int, steps: int) -> None:
             objective, items = case
             asked = problem(items, objective)
             measure = partial(measured, BATCH, asked.embedding_dim, asked.rows(world.size), host_s=0.0)
-            peak, machine = peak_bytes(case), measure()
+            peak, machine = peak_bytes(partial(seconds, case)), measure()
             for _ in range(steps):
                 taken, before, machine = seconds(case), machine, measure()
                 costs = [step_cost(asked, each, world.size) for each in (before, machine)]

@@ -80,7 +80,7 @@ class RunFolder:
             self._take_lock()
             if not overwrite:
                 self._refuse_finished()  # by whom this one has waited for
-            if overwrite and self._config.exists():
+            elif self._config.exists():
                 for entry in self.path.iterdir():
                     if entry.name != _ENVIRONMENT:
                         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -237,9 +237,9 @@ def test_what_a_rank_keeps_is_what_the_classes_keep(write_config, tiny_catalog, 
 
 
 PEAK = """
-import itertools, sys
+import sys
 from pathlib import Path
-from torch.profiler import ProfilerActivity, profile
+from benchmarks.scaling import peak_bytes
 from uatmc_dist.config import load_config
 from uatmc_dist.parallel import process_group
 from uatmc_dist.training import Position, Trainer
@@ -247,10 +247,7 @@ from uatmc_dist.training import Position, Trainer
 trainer = Trainer(load_config(Path(sys.argv[1])), process_group.join())
 trainer.begin(Position("adversarial"))
 trainer.train_step(trainer.sampler.batch(0, 0))  # the first one allocates what stays
-with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-    trainer.train_step(trainer.sampler.batch(0, 1))
-events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-print(max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))))
+print(peak_bytes(lambda: trainer.train_step(trainer.sampler.batch(0, 1))))
 process_group.leave()
 """
 

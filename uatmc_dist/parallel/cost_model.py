@@ -124,7 +124,7 @@ def _terms(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> 
 
     if problem.trains_projectors(phase):
         kept = features_kept(problem, machine, ranks, phase)  # stored as float16, read on the host or made float32
-        yield "read features", Work(bytes=3 * kept) if kept else Work(feature_bytes=2 * n * problem.raw_width)
+        yield "read features", Work(bytes=3 * kept) if kept else Work(feature_bytes=n * problem.stored_bytes)
         yield "project", _projection(problem, n, phase)
     if problem.is_graph:
         own = sum(-(-shape.rows // ranks) * shape.width for shape in problem.tables().values())
@@ -277,10 +277,8 @@ def _moved(problem: Problem, n: int) -> Work:
 
 def _projection(problem: Problem, n: int, phase: PhaseName) -> Work:
     """Raw features to unit rows and back. No gradient goes to the features, unless an adversary may move them."""
-    d = problem.embedding_dim
-    starts = (problem.visual_dim, *problem.visual_hidden, d), (problem.text_dim, *problem.text_hidden, d)
-    of_first = sum(2 * widths[0] * widths[1] for widths in starts)
-    of_all = sum(2 * inputs * outputs for inputs, outputs in problem.layers())
+    products = [2 * inputs * outputs for inputs, outputs in problem.layers()]  # the visual ones first
+    of_first, of_all = products[0] + products[len(problem.visual_hidden) + 1], sum(products)
     # A hidden number is written and read some 16 times: ReLU, LayerNorm and their gradients.
     hidden, features = sum(problem.visual_hidden) + sum(problem.text_hidden), problem.raw_width
     work = Work(

@@ -66,7 +66,7 @@ def memory_per_rank(
         found.append(("raw features and activations", "device", _projection_floats(problem, phase) * n * FLOAT))
         # Read as float16 before they become float32; once, where they stay.
         found.append(("raw features kept", "device", kept))
-        found.append(("raw features read", "host", 0.0 if kept else n * _stored(problem)))
+        found.append(("raw features read", "host", 0.0 if kept else n * problem.stored_bytes))
     else:
         size = 2 if problem.projected_precision == "bf16" else FLOAT
         found.append(("projected features", "device", 2 * block * d * size))
@@ -90,13 +90,8 @@ def features_kept(problem: Problem, machine: Machine, ranks: int, phase: PhaseNa
     if machine.is_cpu or problem.objective == "sampled" or not problem.trains_projectors(phase):
         return 0.0
     tables = sum(2 * -(-shape.rows // ranks) * shape.width * FLOAT for shape in problem.tables().values())
-    size = problem.rows(ranks) * _stored(problem)
+    size = problem.rows(ranks) * problem.stored_bytes
     return size if 2 * size <= machine.device_memory - _CUDA_BYTES - tables else 0.0
-
-
-def _stored(problem: Problem) -> int:
-    """Bytes of an item's raw features in float16."""
-    return 2 * problem.raw_width
 
 
 def total(components: list[Component], place: Place) -> float:

@@ -105,6 +105,11 @@ class Problem:
         """Of both modalities."""
         return self.visual_dim + self.text_dim
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of an item's raw features, in float16."""
+        return 2 * self.raw_width
+
     def rows(self, ranks: int) -> int:
         """n: items of the largest block that a step touches; for the sampled objective what evenly drawn items of
         the batch would be, an upper bound of the mean."""
