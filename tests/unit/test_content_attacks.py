@@ -240,6 +240,8 @@ class WordRows:
         means = [torch.stack([self.embedding(word) for word in text.split()]).mean(0) for text in texts]
         return torch.nn.functional.normalize(torch.stack(means), dim=1)
 
+    rough_rows_of = rows_of
+
     def gradient(self, words, towards):
         leaf = torch.stack([self.embedding(word) for word in words]).requires_grad_()
         row = torch.nn.functional.normalize(leaf.mean(0), dim=0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.encoders.text import WordGradients, open_text_encoder
+from uatmc_dist.encoders.text import WordGradients, open_rough_text_encoder, open_text_encoder
 from uatmc_dist.errors import UserError
 
 _MOST_WORDS, _LEAST_OFTEN = 4000, 2
@@ -33,6 +33,7 @@ class TextRows:
             )
         self.titles = catalog.titles()[1]
         self._encoder = open_text_encoder(encoding["encoder"], device)
+        self._rough_encode = open_rough_text_encoder(encoding["encoder"], device)
         self._gradients = WordGradients(encoding["encoder"], device)
         self._project = model.dense.text.cpu()
 
@@ -44,8 +45,15 @@ class TextRows:
     @torch.no_grad()
     def rows_of(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, d], as the catalog would have them: features kept in float16, rows of length 1."""
-        features = self._encoder.encode(texts).half().float()
-        return F.normalize(self._project(features), dim=1)
+        return self._projected(self._encoder.encode(texts))
+
+    @torch.no_grad()
+    def rough_rows_of(self, texts: Sequence[str]) -> torch.Tensor:
+        """[n, d]: the same to three digits, in half the time."""
+        return self._projected(self._rough_encode(texts))
+
+    def _projected(self, features: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self._project(features.half().float()), dim=1)
 
     def gradient(self, words: Sequence[str], towards: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """[len(words), D]: where each word's embedding should go for the row to gain in the direction that

@@ -4,7 +4,7 @@ Which words may help is read from the gradient at the token embeddings (HotFlip,
 by encoding the candidates and scoring them, with a beam.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +15,17 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.attacks.losses import LogHinge
 from uatmc_dist.content_attacks.texts import TextRows
 
-_BEAM = 3
-_REPLACEMENTS, _INSERTIONS = 24, 24
+_BEAM = 2
+_REPLACEMENTS, _INSERTIONS, _DELETIONS = 24, 24, 8
+
+Score = tuple[float, float]
+"""Anchors won, then the mean log hinge of those that are not."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     words: tuple[str, ...]
-    score: tuple[float, float]
-    """Anchors won, then the mean log hinge of those that are not."""
+    score: Score
 
     @property
     def text(self) -> str:
@@ -37,9 +39,16 @@ class Judge:
         self._target, self._rows = target, rows
         self._loss = LogHinge(SOFTNESS * target.typical_reach(AnyContent()))
 
-    def __call__(self, texts: Sequence[str]) -> list[tuple[float, float]]:
+    def __call__(self, texts: Sequence[str]) -> list[Score]:
+        return self._scores(self._rows.rows_of(texts))
+
+    def roughly(self, texts: Sequence[str]) -> list[Score]:
+        """From rows that are good to three digits."""
+        return self._scores(self._rows.rough_rows_of(texts))
+
+    def _scores(self, rows_nd: torch.Tensor) -> list[Score]:
         found = []
-        for row_d in self._rows.rows_of(texts):
+        for row_d in rows_nd:
             seen = self._target.evaluate(self._deltas(row_d), self._loss)
             found.append((float(seen.hits_T), float(seen.value_T)))
         return found
@@ -68,26 +77,32 @@ def search(
     beam, best, found = [start], start, {}
     for edit in range(1, max(edits) + 1):
         proposed = {words for candidate in beam for words in _edited(candidate.words, rows, judge, allowed_W)}
-        listed = sorted(proposed)
-        scores = judge([" ".join(words) for words in listed]) if listed else []
-        scored = [Candidate(words, score) for words, score in zip(listed, scores, strict=True)]
-        beam = sorted(scored, key=lambda one: one.score, reverse=True)[:_BEAM] or beam
+        kept = _best(sorted(proposed), judge.roughly)[:_BEAM]
+        beam = _best([candidate.words for candidate in kept], judge) or beam
         best = max(best, beam[0], key=lambda one: one.score)
         if edit in edits:
             found[edit] = text if best is start else best.text
     return found
 
 
+def _best(edited: Sequence[tuple[str, ...]], scored: Callable[[Sequence[str]], list[Score]]) -> list[Candidate]:
+    """All of them, the best first."""
+    scores = scored([" ".join(words) for words in edited]) if edited else []
+    return sorted(map(Candidate, edited, scores), key=lambda one: one.score, reverse=True)
+
+
 def _edited(words: tuple[str, ...], rows: TextRows, judge: Judge, allowed_W: torch.Tensor) -> set[tuple[str, ...]]:
-    """Texts one edit away that the gradient promises most of, and those with a word less."""
+    """Texts one edit away of which the gradient promises most."""
     vocabulary, embeddings_WD = rows.vocabulary
     index_W = allowed_W.nonzero().squeeze(1)
-    found = {words[:place] + words[place + 1 :] for place in range(len(words))} if len(words) > 1 else set()
     if not words:
         return {(vocabulary[index],) for index in index_W[:_INSERTIONS].tolist()}
     gradient_LD = rows.gradient(words, judge.towards)
     own_LD = torch.stack([rows.embedding(word) for word in words])
-    gains_LW = gradient_LD @ embeddings_WD[index_W].T - (gradient_LD * own_LD).sum(1, keepdim=True)
+    owed_L = (gradient_LD * own_LD).sum(1)
+    deleted = owed_L.topk(min(_DELETIONS, len(words) - 1), largest=False).indices.tolist()
+    found = {words[:place] + words[place + 1 :] for place in deleted}
+    gains_LW = gradient_LD @ embeddings_WD[index_W].T - owed_L[:, None]
     for flat in gains_LW.flatten().topk(min(_REPLACEMENTS, gains_LW.numel())).indices.tolist():
         place, word = divmod(flat, len(index_W))
         found.add((*words[:place], vocabulary[index_W[word]], *words[place + 1 :]))

