@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from pickle import PickleError
 from typing import Any, Protocol
@@ -34,6 +35,12 @@ _FILE_ERRORS = (CheckpointException, PickleError, OSError, RuntimeError, ValueEr
 
 class DamagedCheckpoint(UserError):
     """A file of a checkpoint is missing, truncated or unreadable."""
+
+
+@lru_cache(maxsize=1)
+def _writing_group(world: Any, timeout: timedelta) -> Any:
+    """One for all trainings of a process: gloo has a thread for each group, which wakes a hundred times a second."""
+    return dist.new_group(backend="gloo", timeout=timeout)
 
 
 class CheckpointedTable(Protocol):
@@ -62,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, timeout: timedelta) -> None:
         self._folder, self._keep = folder, keep
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._group = _writing_group(dist.group.WORLD, timeout)
         self._completed: Future[None] | None = None
         if dist.get_rank() == 0:
             self._clear_up()
