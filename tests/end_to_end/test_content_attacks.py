@@ -153,3 +153,28 @@ def test_a_change_found_on_another_model_is_replayed_on_this_one(shop, tmp_path)
     assert known["hit@10_before"] == unknown["hit@10_before"]
     assert unknown["hit@10_after"] <= unknown["certified_hit@10_any_content"]
     assert known["moved"] != unknown["moved"]
+
+
+def test_a_graph_is_attacked_with_everybody_in_reach_moving_along(shop, tmp_path):
+    _, vbpr = shop
+    values = yaml.safe_load((vbpr.parents[1] / "tiny.yaml").read_text())
+    values |= {"name": "graph", "model": {**values.get("model", {}), "backbone": "mmgcn"}}
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(values))
+    assert train(tmp_path / "graph.yaml", "adversarial.epochs=0").returncode == 0
+    run = vbpr.parent / "graph"
+    attacks = ["content_attack.attacks=[pixels,insa,transfer,words,both]", f"content_attack.surrogate={vbpr}"]
+    shown = run_uatmc("attack-content", run, *SHORT, *attacks)
+    assert "insa: left out, needs linear fusion" in shown.stdout
+    report = json.loads((run / "content_attack.json").read_text())
+    entries = {r["attack"]: r for r in report["results"] if r["file"] == "best file"}
+    assert set(entries) == {"pixels", "transfer", "words", "both"}
+    for entry in entries.values():
+        assert entry["certified_hit@10_any_content"] is None and entry["above_certificate"] is None
+        assert min(entry["hit@10_after"], entry["hit@10_any_content"]) >= entry["hit@10_before"] - 1e-9
+        assert min(entry["moved"][name]["median"] for name in entry["moved"]) > 0
+    assert report["checks"][0]["passed"] is None and len(report["risen"]) == 2
+    page = tmp_path / "report.html"
+    run_uatmc("report", run, vbpr, "--out", page)
+    assert "any content" in page.read_text()
+    refused = run_uatmc("attack-content", run, *SHORT, "content_attack.attacks=[insa]", check=False)
+    assert refused.returncode == 2 and "insa: left out, needs linear fusion; give others" in refused.stderr

@@ -26,7 +26,6 @@ from uatmc_dist.content_attacks.pixels import (
     best_climb,
     best_rows,
     climb,
-    single,
 )
 from uatmc_dist.content_attacks.report import summarise
 from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
@@ -107,7 +106,7 @@ class LinearRows:
 def target_of(rows: LinearRows, pixels: torch.Tensor) -> Targets:
     model = RandomModel(300, 50, DIM)
     model.v_Nd[0] = rows.rows([pixels])[1][0]
-    return single(scene(model, 5).targets, 0)
+    return scene(model, 5).targets.chosen(torch.tensor([0]))
 
 
 def ours_of(target: Targets) -> BestRow:
@@ -252,7 +251,7 @@ def test_edited_words_climb_with_the_edits_and_stay_within_them():
     rows = WordRows()
     model, text = RandomModel(300, 50, DIM), " ".join(rows.words[:5])
     model.t_Nd[0] = rows.rows_of([text])[0]
-    target = single(scene(model, 5).targets, 0)
+    target = scene(model, 5).targets.chosen(torch.tensor([0]))
     judge = Judge(target, rows)  # type: ignore[arg-type]
     everything = torch.ones(25, dtype=torch.bool)
     found = search(rows, target, text, [1, 2, 4], everything, judge=judge)  # type: ignore[arg-type]
@@ -269,12 +268,12 @@ def test_edited_words_climb_with_the_edits_and_stay_within_them():
 
 
 def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_ones():
-    def record(attack, size, moved):
+    def record(attack, size, moved, share=0.05, bound=0.9):
         modality = "visual" if attack == "pixels" else "text"
         moved = {f"{modality}_{norm}": moved for norm in ("l2", "linf")}
         return {
-            "attack": attack, "size": size, "file": "png", "seed": 1, "item": 1, "before": 0.1, "after": 0.12,
-            "any_content": 0.5, "moved": moved,
+            "attack": attack, "size": size, "file": "png", "seed": 1, "item": 1, "before": 0.1,
+            "after": 0.1 + share * 0.4, "any_content": 0.5, "any_content_bound": bound, "moved": moved,
         }  # fmt: skip
 
     words, large, small = record("words", 1, 0.2), record("pixels", 4, 0.6), record("pixels", 1, 0.3)
@@ -284,6 +283,9 @@ def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_
     both = calibrate([words, large, small, record("pixels", 0.5, 0.1)], 50)["recommended"]
     assert both["options"]["epsilon"] == 0.3 and "may be seen" not in both["why"]
     assert "visual_weight" not in calibrate([words], 50)["recommended"]["options"]
+    for bound, adversary in ((0.9, "certified"), (None, "uat")):  # MMGCN has no certificate to train
+        options = calibrate([record("pixels", 1, 1.2, 0.8, bound)], 50)["recommended"]["options"]
+        assert (options["budget"], options["adversary"]) == ("any_content", adversary)
 
 
 def test_what_is_kept_goes_by_all_that_it_depends_on():

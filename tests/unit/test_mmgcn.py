@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.random_mmgcn import ITEMS, USERS, D, RandomMMGCN
-from uatmc_dist.adversary.budget import Ball
+from uatmc_dist.adversary.budget import AnyContent, Ball
 from uatmc_dist.adversary.coordination import AscentRule, general_form
 from uatmc_dist.attacks.apgd import APGD
 from uatmc_dist.attacks.fgsm import FGSM
@@ -13,6 +13,7 @@ from uatmc_dist.attacks.graph import GraphTargets
 from uatmc_dist.attacks.losses import Hinge, SoftRank
 from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.evaluation.mismatch.gradients import single_matrix_residual
+from uatmc_dist.evaluation.stage import GraphStage
 from uatmc_dist.models.mmgcn import MMGCNContent, Nodes
 from uatmc_dist.models.neighbourhood import CleanState, Neighbourhood
 
@@ -154,6 +155,22 @@ def test_margins_and_their_gradient_equal_those_of_recomputing_everything(loss, 
         truth = torch.cat(torch.autograd.grad(value.mean(), leaves))
         torch.testing.assert_close(evaluation.pull_Td[index], truth, rtol=1e-4, atol=1e-6)
         assert float(hits_T[index]) == pytest.approx(float((score_A > bar_A).double().mean()))
+
+
+@pytest.mark.parametrize("others_held", [False, True])
+def test_a_target_alone_is_judged_as_among_the_others(others_held):
+    model = RandomMMGCN(seed=3)
+    scene = GraphStage(model, K).scenes(torch.tensor([0, 3, 7]), torch.arange(USERS))[others_held]
+    deltas = tuple(0.5 * torch.randn(3, D, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    moved = scene.moved(deltas, AnyContent())
+    hits_T, ranks_AT = scene.hits(moved), scene.ranks([scene.clean, moved])
+    assert len({*hits_T.tolist()}) > 1
+    torch.testing.assert_close(hits_T, (ranks_AT[:, 1] <= K).double().mean(0))
+    for index in range(3):
+        alone = scene.alone(index)
+        one = alone.moved(tuple(delta[index : index + 1] for delta in deltas), AnyContent())
+        torch.testing.assert_close(alone.hits(one), hits_T[index : index + 1])
+        torch.testing.assert_close(alone.ranks([alone.clean, one]), ranks_AT[:, :, index : index + 1])
 
 
 @pytest.mark.parametrize("attack", [FGSM(), PGD(5), APGD(6, 3)], ids=lambda attack: attack.name)

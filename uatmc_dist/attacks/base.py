@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     hits_T: torch.Tensor
     """Share of anchors above their threshold; one exactly at it counts half."""
     pull_Td: torch.Tensor
-    """Gradient in the content rows c_j; in the features it is pull @ w_v and pull @ w_t."""
+    """Gradient in the content rows c_j; `in_rows` has what it is in the projected rows."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,16 @@ class Targets:
         mean_TC = self.anchors.mean(total_TC).to(content_ad.dtype)
         return Evaluation(mean_TC[:, dim], mean_TC[:, dim + 1], mean_TC[:, :dim])
 
+    def in_rows(self, pull_Td: torch.Tensor) -> Deltas:
+        """The gradient in the projected rows v and t, [T, d] each."""
+        return pull_Td @ self.w_v, pull_Td @ self.w_t
+
     def ascend(self, deltas: Deltas, pull_Td: torch.Tensor, budget: Budget, step: float | torch.Tensor) -> Deltas:
         """One step of so many radii ([T, 1] or one for all) along the gradient, in both modalities."""
+        visual_Td, text_Td = self.in_rows(pull_Td)
         return (
-            budget.ascend(deltas[0], pull_Td @ self.w_v, self.v_Td, step),
-            budget.ascend(deltas[1], pull_Td @ self.w_t, self.t_Td, step),
+            budget.ascend(deltas[0], visual_Td, self.v_Td, step),
+            budget.ascend(deltas[1], text_Td, self.t_Td, step),
         )
 
     def random_deltas(self, budget: Budget, generator: torch.Generator) -> Deltas:

@@ -94,8 +94,19 @@ class GraphTargets:
     def repeated(self, times: int) -> "GraphTargets":
         return replace(self, rounds=self.rounds * times)
 
-    def ascend(self, deltas: Deltas, pull_T2d: torch.Tensor, budget: Budget, step: float | torch.Tensor) -> Deltas:
+    def held(self) -> "GraphTargets":
+        """The same where nobody but the target moves."""
+        return replace(self, others_held=True, neighbourhoods={})
+
+    def chosen(self, index: torch.Tensor) -> "GraphTargets":
+        return replace(self, items_T=self.items_T[index], rounds=1, neighbourhoods={})
+
+    def in_rows(self, pull_T2d: torch.Tensor) -> Deltas:
         visual, text = pull_T2d.chunk(2, dim=1)
+        return visual, text
+
+    def ascend(self, deltas: Deltas, pull_T2d: torch.Tensor, budget: Budget, step: float | torch.Tensor) -> Deltas:
+        visual, text = self.in_rows(pull_T2d)
         return (
             budget.ascend(deltas[0], visual, self.v_Td, step),
             budget.ascend(deltas[1], text, self.t_Td, step),
@@ -115,7 +126,7 @@ class GraphTargets:
 
     def typical_reach(self, budget: Budget) -> float:
         """The median change of an anchor's score that `best_mean_direction` makes of the first targets."""
-        few = replace(self, items_T=self.items_T[:_TARGETS_AT_ONCE], rounds=1, neighbourhoods={})
+        few = self.chosen(torch.arange(min(_TARGETS_AT_ONCE, len(self.items_T))))
         before_TA, after_TA = few._scores(few.zeros()), few._scores(few.best_mean_direction(budget))
         return max(float((after_TA - before_TA).abs().median()), torch.finfo(torch.float32).tiny)
 

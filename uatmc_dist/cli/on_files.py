@@ -24,7 +24,7 @@ def attack_content(
     from uatmc_dist.tables.attacks import print_content_attacks
 
     folder, config, catalog, model = opened(run, overrides)
-    options = _possible(config.content_attack, model.dense)
+    options = _possible(config.content_attack, model)
     surrogate = _opened_surrogate(options.surrogate) if "transfer" in options.attacks else None
     attacked = Attacked(model, catalog)
     attacks = ContentAttacks(attacked, config.attack, options, run / "content_attack", device, surrogate)
@@ -47,19 +47,24 @@ def _opened_surrogate(run: Path) -> Any:
     return Attacked(model, catalog)
 
 
-def _possible(options: Any, dense: Any) -> Any:
-    """Without the attacks on content that the model does not have, which are named."""
-    from uatmc_dist.content_attacks.suite import MODALITIES_OF
+def _possible(options: Any, model: Any) -> Any:
+    """Without the attacks that cannot be made on the model, which are named."""
+    from uatmc_dist.content_attacks.suite import MODALITIES_OF, ON_LINEAR_FUSION
 
-    if dense is None:
+    if model.dense is None:
         raise UserError("this model has no content (model.content=false), so there is nothing to attack")
-    possible = [name for name in options.attacks if set(MODALITIES_OF[name]) <= set(dense.modalities)]
+    lacking = {
+        f"the model has {model.dense.modalities[0]} features alone": [
+            name for name in options.attacks if not set(MODALITIES_OF[name]) <= set(model.dense.modalities)
+        ],
+        "needs linear fusion": [name for name in options.attacks if name in ON_LINEAR_FUSION and not model.is_linear],
+    }
+    possible = [name for name in options.attacks if not any(name in names for names in lacking.values())]
+    why = "; ".join(f"{', '.join(names)}: left out, {reason}" for reason, names in lacking.items() if names)
     if not possible:
-        why = f"the model has {dense.modalities[0]} features alone"
-        raise UserError(f"content_attack.attacks: {', '.join(options.attacks)}: {why}; give others")
-    if left_out := [name for name in options.attacks if name not in possible]:
-        why = f"the model has {dense.modalities[0]} features alone"
-        console.print(f"{', '.join(left_out)}: left out, {why}", highlight=False, soft_wrap=True)
+        raise UserError(f"content_attack.attacks: {why}; give others")
+    if why:
+        console.print(why, highlight=False, soft_wrap=True)
     return options.model_copy(update={"attacks": possible})
 
 

@@ -31,7 +31,8 @@ def calibrate(records: Sequence[Record], k: int) -> dict[str, Any]:
         for size in dict.fromkeys(record["size"] for record in written)
     ]
     unseen = [_unseen(entries, attack) for attack in dict.fromkeys(entry["attack"] for entry in entries)]
-    return {"k": k, "covered": _COVERED, "sizes": entries, "recommended": _recommended(unseen)}
+    has_certificate = any(record["any_content_bound"] is not None for record in records)
+    return {"k": k, "covered": _COVERED, "sizes": entries, "recommended": _recommended(unseen, has_certificate)}
 
 
 def _best_files(records: Sequence[Record], attack: str) -> list[Record]:
@@ -71,7 +72,7 @@ def _unseen(entries: Sequence[dict[str, Any]], attack: str) -> dict[str, Any]:
     )
 
 
-def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _recommended(unseen: Sequence[dict[str, Any]], has_certificate: bool) -> dict[str, Any] | None:
     """None where nothing was measured."""
     if not unseen:
         return None
@@ -79,9 +80,9 @@ def _recommended(unseen: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     radii = {entry["modality"]: entry["epsilon"]["l2"] for entry in unseen}
     radius = max(radii.values())
     if max(shares.values()) >= _AS_GOOD_AS_ANY or radius >= 1:
-        options: dict[str, Any] = {"budget": "any_content", "epsilon": _SHARE, "adversary": "certified"} | _weights(
-            shares
-        )
+        adversary = "certified" if has_certificate else "uat"
+        options: dict[str, Any] = {"budget": "any_content", "epsilon": _SHARE, "adversary": adversary}
+        options |= _weights(shares)
         why = "a change that nobody sees does much of what any content does, so no ball around the row says anything"
     else:
         options = {"budget": "ball", "epsilon": radius, "adversary": "uat"} | _weights(radii)

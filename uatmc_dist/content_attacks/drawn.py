@@ -4,7 +4,8 @@ d  width of a projected row
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ import torch
 from uatmc_dist.adversary.budget import AnyContent
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.content_attacks.pixels import single
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
-from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
-from uatmc_dist.evaluation.stage import lengths
+from uatmc_dist.evaluation.scenes import draw_ids, strata
+from uatmc_dist.evaluation.stage import AnyScene, stage_of
 from uatmc_dist.models.linear_model import LinearModel
 
 
@@ -29,41 +29,42 @@ class Attacked:
 
 
 class Drawn:
-    """As those of feature-space attacks; which they are depends on the seed and the catalog alone, not on the model."""
+    """As those of feature-space attacks; which they are depends on the seed and the catalog alone, not on the model.
+    Under MMGCN everybody in reach moves along."""
 
     def __init__(self, attacked: Attacked, attack: AttackConfig, seeds: list[int]) -> None:
         model, catalog = attacked.model, attacked.catalog
-        cast = Cast.whole(model, lengths(attack.k, catalog.num_items))
+        stage = stage_of(model, attack.k)
         self.items: dict[int, list[int]] = {}
-        self._scenes: dict[int, Scene] = {}
+        self._scenes: dict[int, AnyScene] = {}
         for seed in seeds:
             items, anchors = draw_ids(attack, seed, "random", strata(catalog)["random"], catalog.num_users)
             self.items[seed] = items.tolist()
-            self._scenes[seed] = cast.scene(attack.k, items, anchors, None)
+            self._scenes[seed] = stage.scenes(items, anchors)[0]
 
     def target(self, seed: int, index: int) -> Targets:
-        return single(self._scenes[seed].targets, index)
+        return self._scenes[seed].targets.chosen(torch.tensor([index]))
 
     def won(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> float:
         """Exact share of anchors that the target wins with these rows."""
-        alone, moved_1K = self._moved(seed, index, v_d, t_d)
-        return float(alone.hits(moved_1K))
+        alone, moved = self._moved(seed, index, v_d, t_d)
+        return float(alone.hits(moved))
 
-    def bound(self, seed: int, index: int, modalities: tuple[str, ...]) -> float:
-        """Share of anchors that no content of these modalities passes."""
-        return float(self._scenes[seed].certified_hits(AnyContent(), modalities)[index])
+    def bound(self, seed: int, index: int, modalities: tuple[str, ...]) -> float | None:
+        """Share of anchors that no content of these modalities passes; None where there is no certificate."""
+        bound_T = self._scenes[seed].certified_hits(AnyContent(), modalities)
+        return None if bound_T is None else float(bound_T[index])
 
     def median_ranks(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[float, float]:
         """Of the anchors, before and with these rows."""
-        alone, moved_1K = self._moved(seed, index, v_d, t_d)
-        before, after = alone.ranks([alone.clean, moved_1K]).median(0).values.squeeze(1).tolist()
+        alone, moved = self._moved(seed, index, v_d, t_d)
+        before, after = alone.ranks([alone.clean, moved]).median(0).values.squeeze(1).tolist()
         return before, after
 
-    def _moved(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[Scene, torch.Tensor]:
-        scene = self._scenes[seed]
-        targets, one = single(scene.targets, index), slice(index, index + 1)
-        alone = replace(scene, targets=targets, clean_TK=scene.clean_TK[one])
-        return alone, alone.moved((v_d - targets.v_Td, t_d - targets.t_Td), AnyContent())
+    def _moved(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[AnyScene, Any]:
+        alone = self._scenes[seed].alone(index)
+        deltas = v_d - alone.targets.v_Td, t_d - alone.targets.t_Td
+        return alone, alone.moved(deltas, AnyContent())
 
 
 def most_popular(catalog: Catalog, has_content: Callable[[int], bool]) -> int:

@@ -7,7 +7,7 @@ adversarial item promotion (arXiv 2006.01888), within the same budgets.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -90,7 +90,7 @@ class OwnLoss:
 
     def __call__(self, features: torch.Tensor, row_d: torch.Tensor) -> Outlook:
         target, deltas = self._target, _visual(self._target, row_d)
-        towards = target.evaluate(deltas, self._loss).pull_Td[0] @ target.w_v
+        (towards,), _ = target.in_rows(target.evaluate(deltas, self._loss).pull_Td)
         return Outlook(float(target.hits(deltas)), torch.zeros_like(features), towards.to(row_d.device))
 
 
@@ -204,8 +204,3 @@ def best_rows(target: Targets, modalities: tuple[str, ...]) -> tuple[torch.Tenso
     """The best visual and textual rows [d] that any content of these modalities could have, as found by APGD."""
     best_v, best_t = best_of(target, APGD(_APGD_STEPS, 1, modalities)(target, AnyContent(), generator(0)))
     return (target.v_Td + best_v)[0], (target.t_Td + best_t)[0]
-
-
-def single(targets: Targets, index: int) -> Targets:
-    """One of the targets."""
-    return replace(targets.chosen(torch.tensor([index])), surrogate=None)

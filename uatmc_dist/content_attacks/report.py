@@ -40,6 +40,7 @@ def summarise(records: Sequence[Record], config: ContentAttackConfig, k: int) ->
 def _entry(attack: str, size: float | None, file: str, records: Sequence[Record], k: int) -> dict[str, Any]:
     column = lambda name: np.array([record[name] for record in records])  # noqa: E731
     before, after, any_content = column("before"), column("after"), column("any_content")
+    bound = None if records[0]["any_content_bound"] is None else column("any_content_bound")
     gain = any_content.mean() - before.mean()
     return {
         "attack": attack,
@@ -49,9 +50,9 @@ def _entry(attack: str, size: float | None, file: str, records: Sequence[Record]
         f"hit@{k}_before": float(before.mean()),
         f"hit@{k}_after": float(after.mean()),
         f"hit@{k}_any_content": float(any_content.mean()),
-        f"certified_hit@{k}_any_content": float(column("any_content_bound").mean()),
+        f"certified_hit@{k}_any_content": None if bound is None else float(bound.mean()),
         "share_of_any_content": float((after.mean() - before.mean()) / gain) if gain > 0 else None,
-        "above_certificate": int((after > column("any_content_bound")).sum()),
+        "above_certificate": None if bound is None else int((after > bound).sum()),
         "moved": {
             name: dict(zip(("10%", "median", "90%"), np.quantile(values, [0.1, 0.5, 0.9]).tolist(), strict=True))
             for name in records[0]["moved"]
@@ -61,7 +62,7 @@ def _entry(attack: str, size: float | None, file: str, records: Sequence[Record]
 
 
 def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
-    above = sum(result["above_certificate"] for result in results)
+    certified = [result["above_certificate"] for result in results if result["above_certificate"] is not None]
     of_pixels = {(r["size"], r["file"]): r for r in results if r["attack"] == "pixels"}
     large = [size for size, file in of_pixels if file == AS_COMPUTED and size is not None and size >= _STRONG_SIZE]
     strong = None
@@ -76,8 +77,8 @@ def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     return [
         {
             "check": "never_above_certificate",
-            "passed": above == 0,
-            "measured": {"targets above": above},
+            "passed": sum(certified) == 0 if certified else None,
+            "measured": {"targets above": sum(certified)} if certified else {},
             "a_failure_means": "a file brought a row that no photo can have, or the certificate is wrong",
         },
         {

@@ -23,13 +23,14 @@ from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_o
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import search, stuffed
 from uatmc_dist.data.catalog import MODALITIES
-from uatmc_dist.errors import UserError
 from uatmc_dist.seeding import generator
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 AS_COMPUTED = "as computed"
 """The changed pixels themselves, before they are rounded and written."""
 _CLIMBS = ("pixels", "insa", "expa", "transfer")
+ON_LINEAR_FUSION = ("insa",)
+"""INSA's weights are those of users who do not move."""
 MODALITIES_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pixels", "insa", "expa", "transfer", "copy_photo"), ("visual",)),
     **dict.fromkeys(("words", "stuffing", "copy_text"), ("text",)),
@@ -62,14 +63,9 @@ class ContentAttacks:
         device: str = "auto",
         surrogate: Attacked | None = None,
     ) -> None:
-        """`surrogate`: what the attacker of `transfer` sees instead. Raises UserError for a model without linear
-        fusion, a catalog without the photos or texts to attack, a surrogate with other users or items."""
+        """`surrogate`: what the attacker of `transfer` sees instead. Raises UserError for a catalog without the photos
+        or texts to attack, a surrogate with other users or items."""
         model, catalog = attacked.model, attacked.catalog
-        for each in (attacked, surrogate):
-            if each is not None and not each.model.is_linear:
-                raise UserError(
-                    "attacks on files need linear fusion; `uatmc attack` replaces rows by any others instead"
-                )
         self._config, self._folder, self._stopping = config, folder, threading.Event()
         touched = {modality for name in config.attacks for modality in MODALITIES_OF[name]}
         self._photos = PhotoRows(model, catalog, device) if "visual" in touched else None

@@ -56,7 +56,7 @@ class Judge:
     def towards(self, row_d: torch.Tensor) -> torch.Tensor:
         """Gradient of the log hinge in the textual row, [d]."""
         seen = self._target.evaluate(self._deltas(row_d), self._loss)
-        return (seen.pull_Td @ self._target.w_t)[0]
+        return self._target.in_rows(seen.pull_Td)[1][0]
 
     def _deltas(self, row_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros_like(self._target.v_Td), row_d - self._target.t_Td

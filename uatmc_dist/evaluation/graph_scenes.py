@@ -1,15 +1,16 @@
 """What an attack on MMGCN is measured on, and the judge of what it reaches: exact hits, in float64.
 
-T  targets    A  anchors    J  lengths of ranking    d  embedding_dim
+T  targets    A  anchors    R  ranked anchors    J  lengths of ranking    d  embedding_dim
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from uatmc_dist.adversary.budget import Ball, Budget, Deltas
 from uatmc_dist.attacks.graph import GraphTargets
+from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.neighbourhood import CleanState
 from uatmc_dist.parallel.item_parallel import sum_over_ranks
 
@@ -28,26 +29,33 @@ class GraphStates:
 class GraphScene:
     """Targets and anchors of one seed and stratum (evaluation/scenes.py, Scene)."""
 
-    states: GraphStates
-    anchors_A: torch.Tensor
-    items_T: torch.Tensor
+    targets: GraphTargets
+    judged: GraphTargets
+    """The same in float64 and at the longest ranking; shorter ones begin it."""
     k: int
     ks: tuple[int, ...]
-    others_held: bool
+
+    @classmethod
+    def of(
+        cls, states: GraphStates, anchors_A: torch.Tensor, items_T: torch.Tensor, k: int, ks: tuple[int, ...]
+    ) -> "GraphScene":
+        """Everybody in reach moves along."""
+        targets = GraphTargets.of(states.fast, anchors_A, items_T, k, others_held=False)
+        return cls(targets, GraphTargets.of(states.exact, anchors_A, items_T, ks[-1], others_held=False), k, ks)
+
+    def held(self) -> "GraphScene":
+        """The same with everybody else held fixed."""
+        return replace(self, targets=self.targets.held(), judged=self.judged.held())
+
+    def alone(self, index: int) -> "GraphScene":
+        """With one of the targets."""
+        one = torch.tensor([index])
+        return replace(self, targets=self.targets.chosen(one), judged=self.judged.chosen(one))
 
     @property
     def suffix(self) -> str:
         """Of the attacks' names in reports."""
-        return "_held" if self.others_held else ""
-
-    @cached_property
-    def targets(self) -> GraphTargets:
-        return GraphTargets.of(self.states.fast, self.anchors_A, self.items_T, self.k, self.others_held)
-
-    @cached_property
-    def _judged(self) -> GraphTargets:
-        """At the longest ranking; shorter ones begin it."""
-        return GraphTargets.of(self.states.exact, self.anchors_A, self.items_T, self.ks[-1], self.others_held)
+        return "_held" if self.targets.others_held else ""
 
     @property
     def clean(self) -> Deltas:
@@ -55,7 +63,7 @@ class GraphScene:
 
     def moved(self, deltas: Deltas, budget: Budget) -> Deltas:
         """In float64, projected once more."""
-        return self._judged.project((deltas[0].double(), deltas[1].double()), budget)
+        return self.judged.project((deltas[0].double(), deltas[1].double()), budget)
 
     def hits(self, moved: Deltas) -> torch.Tensor:
         """Share of anchors with the target in their top k, [T] float64."""
@@ -66,25 +74,31 @@ class GraphScene:
         return torch.stack([self._hits_by_length(one) for one in moved])
 
     def _hits_by_length(self, moved: Deltas) -> torch.Tensor:
-        counts_JT = torch.zeros(len(self.ks), len(self.items_T), dtype=torch.float64)
-        for index, margins in self._judged.margins(moved):
+        judged = self.judged
+        counts_JT = torch.zeros(len(self.ks), len(judged), dtype=torch.float64)
+        for index, margins in judged.margins(moved):
             score_A, best_Ak = margins.score_A.float(), margins.best_Ak.float()
             for row, k in enumerate(self.ks):
                 counts_JT[row, index] = (score_A > best_Ak[:, k - 1]).sum()
-        return sum_over_ranks(counts_JT) / len(self.anchors_A)
+        return sum_over_ranks(counts_JT) / len(judged.anchors_A)
 
     def mean_ranks(self, moved: list[Deltas]) -> torch.Tensor:
-        """Mean rank of each target among all items, from 1, over 256 of the anchors; [len(moved), T]."""
-        ranks = torch.zeros(len(moved), len(self.items_T), dtype=torch.float64)
-        for row, one in enumerate(moved):
-            for index, margins in self._judged.margins(one):
+        """Mean rank of each target over 256 of the anchors; [len(moved), T]."""
+        return self.ranks(moved).mean(0)
+
+    def ranks(self, moved: list[Deltas]) -> torch.Tensor:
+        """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T] float64."""
+        judged = self.judged
+        ranks = torch.zeros(len(judged.anchors_A[:_RANKED_ANCHORS]), len(moved), len(judged), dtype=torch.float64)
+        for column, one in enumerate(moved):
+            for index, margins in judged.margins(one):
                 scores_RN = (margins.users_Ad[:_RANKED_ANCHORS] @ margins.items_Nd.T).float()
                 own_R = margins.score_A[:_RANKED_ANCHORS, None].float()
                 above_RN = scores_RN > own_R
-                above_RN[:, self.items_T[index]] = False
-                ranks[row, index] = 1 + above_RN.sum(1).double().mean()
+                above_RN[:, judged.items_T[index]] = False
+                ranks[:, column, index] = 1 + above_RN.sum(1)
         return sum_over_ranks(ranks)
 
-    def certified_hits(self, budget: Budget) -> None:
+    def certified_hits(self, budget: Budget, modalities: Sequence[str] = MODALITIES) -> None:
         """There is no exact certificate: scores are not linear in the features."""
         return None

@@ -21,8 +21,8 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
-from uatmc_dist.evaluation.scenes import Cast, Scene, draw_ids, strata
-from uatmc_dist.evaluation.stage import AnyScene, GraphStage, LinearStage, Stage, lengths
+from uatmc_dist.evaluation.scenes import Scene, draw_ids, strata
+from uatmc_dist.evaluation.stage import AnyScene, Stage, stage_of
 from uatmc_dist.evaluation.tallies import KeptScenes, Stratum, Tally
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
@@ -49,12 +49,7 @@ def attack_model(
     if surrogate is not None:
         rows = None if surrogate.dense is None else (surrogate.v_Nd, surrogate.t_Nd)
         check_surrogate((model.v_Nd, model.t_Nd), rows)
-    stage: Stage
-    if model.is_linear:
-        ks = lengths(config.k, catalog.num_items)
-        stage = LinearStage(Cast.whole(model, ks), None if surrogate is None else Cast.whole(surrogate, ks), config.k)
-    else:
-        stage = GraphStage(model, config.k)
+    stage = stage_of(model, config.k, surrogate)
     assert model.dense is not None
     made_on = None if surrogate is None else surrogate.path
     threat_model = threat_model_of(config, model.dense.modalities, model.v_Nd.shape[1], model.is_linear, made_on)

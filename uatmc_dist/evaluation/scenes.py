@@ -147,6 +147,11 @@ class Scene:
     k: int
     suffix: ClassVar[str] = ""
 
+    def alone(self, index: int) -> "Scene":
+        """With one of the targets."""
+        one = torch.tensor([index])
+        return replace(self, targets=self.targets.chosen(one), clean_TK=self.clean_TK[one])
+
     @property
     def ks(self) -> tuple[int, ...]:
         return self.bars.ks

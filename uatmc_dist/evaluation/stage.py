@@ -7,6 +7,7 @@ import torch
 
 from uatmc_dist.adversary.budget import Budget
 from uatmc_dist.attacks.base import Targets
+from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.graph_scenes import GraphScene, GraphStates
 from uatmc_dist.evaluation.scenes import Cast
@@ -37,6 +38,10 @@ class AnyScene(Protocol):
         """`moved` without any perturbation."""
         ...
 
+    def alone(self, index: int) -> "AnyScene":
+        """With one of the targets."""
+        ...
+
     def moved(self, deltas: Any, budget: Budget) -> Any: ...
 
     def hits(self, moved: Any) -> torch.Tensor: ...
@@ -45,7 +50,9 @@ class AnyScene(Protocol):
 
     def mean_ranks(self, moved: list[Any]) -> torch.Tensor: ...
 
-    def certified_hits(self, budget: Budget) -> torch.Tensor | None: ...
+    def ranks(self, moved: list[Any]) -> torch.Tensor: ...
+
+    def certified_hits(self, budget: Budget, modalities: Sequence[str] = MODALITIES) -> torch.Tensor | None: ...
 
 
 def lengths(k: int, num_items: int) -> tuple[int, ...]:
@@ -88,5 +95,13 @@ class GraphStage:
         self._states = GraphStates(CleanState(model), CleanState(model, torch.float64))
 
     def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> Sequence[AnyScene]:
-        given = self._states, anchors_A, items_T, self._k, self.ks
-        return [GraphScene(*given, others_held) for others_held in (False, True)]
+        scene = GraphScene.of(self._states, anchors_A, items_T, self._k, self.ks)
+        return [scene, scene.held()]
+
+
+def stage_of(model: Any, k: int, surrogate: Any = None) -> Stage:
+    """Of a whole model in this process. UserError where k is not below the number of items."""
+    if not model.is_linear:
+        return GraphStage(model, k)
+    ks = lengths(k, len(model.v_Nd))
+    return LinearStage(Cast.whole(model, ks), None if surrogate is None else Cast.whole(surrogate, ks), k)

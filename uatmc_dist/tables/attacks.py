@@ -112,8 +112,8 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
         if found is not None:
             before, best = (found[f"hit@{k}_{name}"] for name in ("before", "any_content"))
             bound = found[f"certified_hit@{k}_any_content"]
-            line = f"before {before:.4f}; {what} at all {best:.4f}, certificate {bound:.4f}"
-            console.print(line, highlight=False)
+            line = f"before {before:.4f}; {what} at all {best:.4f}"
+            console.print(line if bound is None else f"{line}, certificate {bound:.4f}", highlight=False)
     if risen := report["risen"]:
         most = risen[0]
         ranks = f"rank {most['median_rank_before']:.0f} to {most['median_rank_after']:.0f} for half of the anchors"

@@ -32,11 +32,20 @@ def hits_by_size(runs: Sequence[RunFiles], attack: str) -> Figure:
         points = [(0.0, before), *((result["size"], result[f"hit@{k}_after"]) for result in found)]
         traces.append(curve(run.name, points, index))
         for name, level, dash in (("any content", anything, "dot"), ("certificate", bound, "dash")):
+            if level is None:  # there is none for this kind of model
+                continue
             flat = curve(f"{run.name}: {name}", [(0.0, level), (last, level)], index, dash)
             traces.append(flat | {"mode": "lines", "line": {"dash": dash, "color": COLOURS[index % len(COLOURS)]}})
         rows += [
-            (run.name, r["size"], *(round(v, 6) for v in (before, r[f"hit@{k}_after"], anything, bound)), r["targets"])
+            (
+                run.name,
+                r["size"],
+                *(round(v, 6) for v in (before, r[f"hit@{k}_after"], anything)),
+                certificate,
+                r["targets"],
+            )
             for r in found
+            for certificate in ["none" if bound is None else round(bound, 6)]
         ]
     return Figure(
         f"Hit rate after {_TITLES[attack]}",
