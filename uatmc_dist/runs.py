@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from uatmc_dist.config import Config, dump_config, read_yaml
 from uatmc_dist.errors import UserError
+from uatmc_dist.whole_files import replacing
 
 _RECORDED_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "triton", "pyarrow", "numpy")
 _ENVIRONMENT = "environment.json"
@@ -131,12 +132,11 @@ class RunFolder:
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Whole or not at all, also where two processes write the same file. UserError where it cannot be written."""
-        path, unfinished = self.path / name, self.path / f".{name}.{os.uname().nodename}.{os.getpid()}"
+        path = self.path / name
         try:
-            write(unfinished)
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                write(unfinished)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space") from None
         return path
 

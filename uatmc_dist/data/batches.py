@@ -1,6 +1,5 @@
 """The sampler: one global order of the training pairs, fixed by (seed, epoch), whatever the world size."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from uatmc_dist.data.catalog import TRAINING, Catalog
 from uatmc_dist.seeding import generator
+from uatmc_dist.whole_files import replacing
 
 _MAX_REDRAWS = 64
 
@@ -112,11 +112,10 @@ def _mapped(file: Path) -> np.ndarray | None:
 
 
 def _write(file: Path, array: np.ndarray) -> bool:
-    unfinished = file.with_name(f".{os.uname().nodename}.{os.getpid()}.npy")
     try:
         file.parent.mkdir(exist_ok=True)
-        np.save(unfinished, array)
-        unfinished.replace(file)
+        with replacing(file) as unfinished, unfinished.open("wb") as out:
+            np.save(out, array)
         return True
     except OSError:
         return False

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from uatmc_dist.checksums import checksums
 from uatmc_dist.data.catalog import BASELINES, FORMAT, INTERACTIONS, PROJECTED, SPLITS, TRAINING, VERSION, Interactions
 from uatmc_dist.errors import UserError
+from uatmc_dist.whole_files import replacing
 
 _BLOCK_BYTES = 16 << 20
 
@@ -152,6 +153,5 @@ class CatalogWriter:
             "bytes": {name: (self.path / name).stat().st_size for name in files},
             "checksums": {name: checksums(self.path / name) for name in files},
         }
-        temporary = self.path / ".catalog.json"
-        temporary.write_text(json.dumps(meta, indent=2), encoding="utf-8")
-        temporary.replace(self.path / "catalog.json")
+        with replacing(self.path / "catalog.json") as unfinished:
+            unfinished.write_text(json.dumps(meta, indent=2), encoding="utf-8")

@@ -5,7 +5,6 @@ CATALOG/baselines/SPLIT.json    {"catalog": digest of catalog.json, "figures": {
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from uatmc_dist.data.catalog import BASELINES, MODALITIES, Catalog
 from uatmc_dist.evaluation.baselines import Ease, Nearest, at_random, most_popular
 from uatmc_dist.evaluation.beyond import BEYOND, BeyondAccuracy
 from uatmc_dist.evaluation.ranking import Best, Progress, rank_lists
+from uatmc_dist.whole_files import replacing
 
 Figures = dict[str, Any]
 Shown = Callable[[str], AbstractContextManager[Progress]]
@@ -246,12 +246,11 @@ class Baselines:
         if not self._is_kept:
             return
         file = self._file(split)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
         values = {"catalog": self._digest, "figures": {**self._read(split), name: figures}}
         try:
             file.parent.mkdir(exist_ok=True)
-            unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(file)
+            with replacing(file) as unfinished:
+                unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             _LOG.warning(f"{file.parent}: baselines are not kept ({error.strerror}), so the next command measures anew")
             self._is_kept = False

@@ -25,6 +25,7 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.models.files import Pieces, write_pieces
 from uatmc_dist.models.on_first import write_on_first
 from uatmc_dist.models.trained import TrainedModel
+from uatmc_dist.whole_files import replacing
 
 _CARD = "MODEL_CARD.md"
 _PROJECTED = 10_000
@@ -136,12 +137,10 @@ def _dense_tensors(model: Vectors) -> dict[str, torch.Tensor]:
 def _write_vectors(file: Path, items: Pieces, source_ids: list[str]) -> None:
     width, start = items.width, 0
     schema = pa.schema([("item", pa.int64()), ("source_id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
-    unfinished = file.with_name(f".{file.name}")
-    with pq.ParquetWriter(unfinished, schema) as writer:
+    with replacing(file) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for piece in items.rows():
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(piece.float().numpy().ravel()), width)
             ids = pa.array(np.arange(start, start + len(piece)))
             names = pa.array(source_ids[start : start + len(piece)])
             writer.write_table(pa.table([ids, names, vectors], schema=schema))
             start += len(piece)
-    unfinished.replace(file)

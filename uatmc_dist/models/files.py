@@ -1,7 +1,6 @@
 """Tensors on disk: whole or not at all, a checksum in their header, and with the permissions that other files get."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from uatmc_dist.checksums import STAMP_METADATA, stamp
+from uatmc_dist.whole_files import replacing
 
 AT_ONCE = 1 << 14
 """Rows of one piece."""
@@ -62,14 +62,12 @@ def write_pieces(file: Path, tensors: Mapping[str, torch.Tensor | Pieces], metad
 
 
 def _replace(file: Path, write: Callable[[Path], None]) -> None:
-    unfinished = file.with_name(f".{file.name}.{os.uname().nodename}.{os.getpid()}")
     try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        write(unfinished)
-        stamp(unfinished)
-        unfinished.chmod(mode)  # safetensors keeps a file for its owner alone, and catalogs and runs are shared
-        unfinished.replace(file)
+        with replacing(file) as unfinished:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
+            write(unfinished)
+            stamp(unfinished)
+            unfinished.chmod(mode)  # safetensors keeps a file for its owner alone, and catalogs and runs are shared
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise OSError(getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)) from None

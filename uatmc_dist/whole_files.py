@@ -1,0 +1,19 @@
+"""Files that are there whole or not at all, whatever ends the writing of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Where to write; it takes the place of `file` when the block ends. What was there stays where the block raises.
+    Two processes may write the same file."""
+    unfinished = file.with_name(f".{file.name}.{os.uname().nodename}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
