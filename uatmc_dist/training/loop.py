@@ -3,6 +3,7 @@
 Each rank owns a block of items and a slice of the batch's users.
 """
 
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -69,26 +70,26 @@ class Trainer:
         """Trains what is left of the run, then writes model/. Raises Interrupted, or UserError for a loss that
         is not finite, each after saving a checkpoint; UserError, too, where nothing can be written."""
         self._signals.watch()
+        try:
+            with closing(self.reporter):
+                self._run_phases()
+            if failure := self.checkpoints.settle():
+                self.reporter.say(f"warning: {failure}")
+            tables = {table.name: table.local_weight for table in self.model.tables}
+            save_model(self.run.model, self.config, self.catalog.digest, tables, self.model.dense_weights())
+        finally:
+            self.run.release()
+
+    def _run_phases(self) -> None:
         if not self._resumed():
             first: PhaseName = "clean" if self._start_from is None else "adversarial"
             self.begin(Position(first))
-        try:
+        self._run_phase()
+        if self.position.phase == "clean" and self.config.adversarial.epochs:
+            self._begin_adversarial()
             self._run_phase()
-            if self.position.phase == "clean" and self.config.adversarial.epochs:
-                self._begin_adversarial()
-                self._run_phase()
-            changed = self.config.model_dump(mode="json", exclude_defaults=True)
-            self.reporter.summarise(changed, self.config.evaluation.metric)
-        except BaseException:
-            self.run.release()
-            raise
-        finally:
-            self.reporter.close()
-        if failure := self.checkpoints.settle():
-            self.reporter.say(f"warning: {failure}")
-        tables = {table.name: table.local_weight for table in self.model.tables}
-        save_model(self.run.model, self.config, self.catalog.digest, tables, self.model.dense_weights())
-        self.run.release()
+        changed = self.config.model_dump(mode="json", exclude_defaults=True)
+        self.reporter.summarise(changed, self.config.evaluation.metric)
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The optimiser's step on one global batch, and with Mirror Gradient now and then the step back; returns this
@@ -256,8 +257,7 @@ class Trainer:
             self._save()
 
     def _stop_if_asked(self) -> None:
-        stop = any_rank(_CANNOT_LOG if self.reporter.problem else self._signals.asked_by)
-        if not stop:
+        if not (stop := any_rank(_CANNOT_LOG if self.reporter.problem else self._signals.asked_by)):
             return
         self._signals.is_stopping = True
         if self._saved != self.position:
