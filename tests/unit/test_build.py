@@ -160,6 +160,8 @@ def test_a_broken_photo_is_named_and_its_row_is_zero(tmp_path, options, kind):
     assert any(str(path) in line and "broken photo" in line for line in said), said
     rows = catalog.features["visual"].rows(np.arange(9))
     assert not rows[0].any() and rows[1:].any(axis=1).all()
+    photos = catalog.contents("photo")
+    assert photos[0] is None and None not in photos[1:]  # to an attack it has none
 
 
 def test_of_many_broken_photos_ten_are_named(tmp_path, options):

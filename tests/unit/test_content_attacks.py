@@ -1,6 +1,7 @@
 """Attacks on pixels: the differentiable chain, the balls, the climb, and what breaks them."""
 
 import difflib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,9 +29,12 @@ from uatmc_dist.content_attacks.pixels import (
     climb,
 )
 from uatmc_dist.content_attacks.report import summarise
+from uatmc_dist.content_attacks.risen import risen
 from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
+from uatmc_dist.encoders import visual
 from uatmc_dist.encoders.preprocessing import Preprocessing
+from uatmc_dist.errors import UserError
 
 DIM = 6
 
@@ -65,12 +69,32 @@ def test_preprocessing_of_each_librarys_configuration():
     }
     found = Preprocessing.of_timm(timm)
     assert (found.resize, found.crop) == (256, (224, 224)) and found.std == [51.0] * 3
+    squashed = Preprocessing.of_timm(timm | {"crop_mode": "squash"})
+    assert (squashed.resize, squashed.crop) == ((224, 224), None)
+    # 235 to 224 leaves 5.5, which torchvision rounds to 6.
+    columns = torch.arange(235.0).expand(1, 3, 235, 235)
+    cropped = Preprocessing(235, (224, 224), "bicubic", [0.0] * 3, [1.0] * 3)(columns)
+    assert (cropped[0, 0, 0, 0], cropped[0, 0, 0, -1]) == (6, 229)
     processor = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
     processor |= {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}
     found = Preprocessing.of_transformers(processor)
     assert (found.resize, found.crop, found.interpolation) == (40, (32, 32), "bicubic")
     assert found(torch.zeros(1, 3, 60, 80)).shape == (1, 3, 32, 32)
     torch.testing.assert_close(found(torch.full((1, 3, 40, 40), 255.0)), torch.ones(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("wrong", ["another mean", "another size", "unknown"])
+def test_an_encoder_that_prepares_photos_otherwise_is_refused(monkeypatch, wrong):
+    parts = visual._parts("efficientnet-lite0")
+    known = parts.preprocessing()
+    assert visual._differentiable("efficientnet-lite0", parts) == known
+    otherwise = {
+        "another mean": lambda: replace(known, mean=[120.0] * 3),
+        "another size": lambda: replace(known, resize=(240, 240)),
+        "unknown": lambda: {}["interpolation"],
+    }
+    with pytest.raises(UserError, match="in a way that pixels cannot be attacked through"):
+        visual._differentiable("any", parts._replace(preprocessing=otherwise[wrong]))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -211,6 +235,11 @@ def test_other_preprocessing_than_the_catalogs_and_a_broken_certificate_are_caug
     assert all(passed(0.09, 0.09).values())
     assert passed(0.09, 0.02)["the_file_is_what_was_computed"] is False
     assert passed(0.6, 0.6)["never_above_certificate"] is False
+    # Nothing was reached, though most of the hits were there before.
+    record |= {"before": 0.09}
+    assert passed(0.09, 0.09)["pixels_reach_what_any_photo_can"] is False
+    record |= {"before": 0.099}
+    assert passed(0.099, 0.099)["pixels_reach_what_any_photo_can"] is None
 
 
 def test_files_are_read_back_as_the_catalog_would():
@@ -221,6 +250,20 @@ def test_files_are_read_back_as_the_catalog_would():
         assert again.shape == (40, 30, 3) and 0 < np.abs(again - np.asarray(picture)).mean() < 10
     pixels = as_pixels(picture, torch.device("cpu"))
     assert np.array_equal(np.asarray(as_photo(pixels + 0.3)), np.asarray(picture))
+    with pytest.raises(UserError, match="webp cannot hold a photo of 16400 x 2 pixels"):
+        read_back(Image.new("RGB", (16400, 2)), "webp")
+
+
+def test_the_gallery_has_each_targets_best_file():
+    record = lambda attack, item, after, file: {  # noqa: E731
+        "seed": 1, "attack": attack, "item": item, "before": 0.1, "after": after, "file": file, "size": 1
+    }  # fmt: skip
+    records = [record("both", 1, 0.3, "png"), record("pixels", 1, 0.3, "png"), record("pixels", 2, 0.5, "png")]
+    records += [record("pixels", 2, 0.9, "jpeg95"), record("words", 3, 0.2, "text"), record("words", 1, 0.4, "text")]
+    found = [(one["item"], one["attack"], one["after"]) for one in risen(records)]
+    assert found == [(2, "pixels", 0.5), (1, "words", 0.4), (3, "words", 0.2)]
+    without_png = [record("pixels", 2, 0.9, "jpeg95"), record("pixels", 2, 0.95, "as computed")]
+    assert [one["file"] for one in risen(without_png)] == ["jpeg95"]
 
 
 class WordRows:
@@ -264,7 +307,7 @@ def test_edited_words_climb_with_the_edits_and_stay_within_them():
     few = everything & (torch.arange(25) < 8)
     changed = search(rows, target, text, [3], few, judge=judge)[3]  # type: ignore[arg-type]
     assert set(changed.split()) <= {*rows.words[:8]}
-    assert stuffed("a red coat", "Blue Wool Hat", 2) == "a red coat Blue Wool"
+    assert stuffed("a red coat", "Blue Wool Hat", 2) == ("Blue Wool a red coat", "a red coat Blue Wool")
 
 
 def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_ones():
@@ -279,10 +322,17 @@ def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_
     words, large, small = record("words", 1, 0.2), record("pixels", 4, 0.6), record("pixels", 1, 0.3)
     alone = calibrate([words, large], 50)["recommended"]
     assert alone["options"]["epsilon"] == 0.6 and "pixels of 4" in alone["why"]
-    assert (alone["options"]["visual_weight"], alone["options"]["text_weight"]) == (1.0, 0.33)
+    assert (alone["options"]["visual_weight"], alone["options"]["text_weight"]) == (1.0, 0.34)
     both = calibrate([words, large, small, record("pixels", 0.5, 0.1)], 50)["recommended"]
     assert both["options"]["epsilon"] == 0.3 and "may be seen" not in both["why"]
     assert "visual_weight" not in calibrate([words], 50)["recommended"]["options"]
+    assert both["options"]["norm"] == "l2"
+    many = [record("pixels", 1, 0.01 * number) | {"item": number} for number in range(1, 13)]
+    (entry,) = calibrate(many, 50)["sizes"]
+    assert entry["epsilon"]["l2"] == 0.12  # 11 of 12 are not 95 %
+    worse = [record("pixels", 1, 1.2, -0.1), record("words", 1, 1.2, -0.3)]
+    weights = calibrate(worse, 50)["recommended"]["options"]
+    assert weights["visual_weight"] == weights["text_weight"] == 0.05
     for bound, adversary in ((0.9, "certified"), (None, "uat")):  # MMGCN has no certificate to train
         options = calibrate([record("pixels", 1, 1.2, 0.8, bound)], 50)["recommended"]["options"]
         assert (options["budget"], options["adversary"]) == ("any_content", adversary)

@@ -24,7 +24,7 @@ def attack_content(
     from uatmc_dist.tables.attacks import print_content_attacks
 
     folder, config, catalog, model = opened(run, overrides)
-    options = _possible(config.content_attack, model)
+    options = _possible(config.content_attack, model, catalog)
     surrogate = _opened_surrogate(options.surrogate) if "transfer" in options.attacks else None
     attacked = Attacked(model, catalog)
     attacks = ContentAttacks(attacked, config.attack, options, run / "content_attack", device, surrogate)
@@ -47,15 +47,19 @@ def _opened_surrogate(run: Path) -> Any:
     return Attacked(model, catalog)
 
 
-def _possible(options: Any, model: Any) -> Any:
-    """Without the attacks that cannot be made on the model, which are named."""
+def _possible(options: Any, model: Any, catalog: Any) -> Any:
+    """Without the attacks that cannot be made on the model, or with what the catalog knows, which are named."""
     from uatmc_dist.content_attacks.suite import MODALITIES_OF, ON_LINEAR_FUSION
 
     if model.dense is None:
         raise UserError("this model has no content (model.content=false), so there is nothing to attack")
+    unknown = _without_files(catalog, model.dense.modalities)
     lacking = {
         f"the model has {model.dense.modalities[0]} features alone": [
             name for name in options.attacks if not set(MODALITIES_OF[name]) <= set(model.dense.modalities)
+        ],
+        f"the catalog has {' and '.join(unknown)} features alone": [
+            name for name in options.attacks if set(MODALITIES_OF[name]) & set(unknown)
         ],
         "needs linear fusion": [name for name in options.attacks if name in ON_LINEAR_FUSION and not model.is_linear],
     }
@@ -81,7 +85,8 @@ def calibrate(
     from uatmc_dist.tables.attacks import print_calibration
 
     folder, config, catalog, model = opened(run, overrides)
-    options = config.content_attack.model_copy(update={"attacks": _of_modalities(model.dense)})
+    options = config.content_attack.model_copy(update={"attacks": ["pixels", "words"]})
+    options = _possible(options, model, catalog)
     content = ContentAttacks(Attacked(model, catalog), config.attack, options, run / "content_attack", device)
     with shown("targets") as progress:
         records = content.run(progress)
@@ -91,8 +96,10 @@ def calibrate(
     tell_written(path)
 
 
-def _of_modalities(dense: Any) -> list[str]:
-    """The attacks on files that a model's modalities allow."""
-    if dense is None:
-        raise UserError("this model has no content (model.content=false), so there is nothing to calibrate")
-    return [name for name, modality in (("pixels", "visual"), ("words", "text")) if modality in dense.modalities]
+def _without_files(catalog: Any, modalities: list[str]) -> list[str]:
+    """photos or texts that the catalog does not know, where it knows the other; of neither the attack itself tells what
+    to do."""
+    columns = {"visual": "photo", "text": "text"}
+    meta = catalog.meta["modalities"]
+    known = [name for name in modalities if "encoding" in meta[name] and catalog.contents(columns[name]) is not None]
+    return [name for name in modalities if name not in known] if known else []

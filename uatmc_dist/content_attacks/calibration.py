@@ -1,15 +1,16 @@
 """calibration.json: which epsilon real attacks on files are worth in feature space, and what to train against."""
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
 
-from uatmc_dist.content_attacks.kept import Record, best_by
-from uatmc_dist.content_attacks.suite import AS_COMPUTED, MODALITIES_OF
+from uatmc_dist.content_attacks.kept import AS_COMPUTED, Record, best_by
+from uatmc_dist.content_attacks.suite import MODALITIES_OF
 
 FILE = "calibration.json"
-_QUANTILES = (0.1, 0.5, 0.9, 0.95)
+_QUANTILES = (0.1, 0.5, 0.9)
 _COVERED = 0.95
 _UNSEEN = {"pixels": 1.0, "words": 1}
 """Changes that nobody notices: a pixel by 1/255, a word."""
@@ -45,10 +46,7 @@ def _entry(attack: str, size: float, records: Sequence[Record], k: int) -> dict[
     (modality,) = MODALITIES_OF[attack]
     column = lambda name: np.array([record[name] for record in records])  # noqa: E731
     before, after, best = column("before").mean(), column("after").mean(), column("any_content").mean()
-    moved = {
-        norm: np.quantile([record["moved"][f"{modality}_{norm}"] for record in records], _QUANTILES).tolist()
-        for norm in ("l2", "linf")
-    }
+    moved = {norm: [record["moved"][f"{modality}_{norm}"] for record in records] for norm in ("l2", "linf")}
     return {
         "attack": attack,
         "modality": modality,
@@ -57,8 +55,12 @@ def _entry(attack: str, size: float, records: Sequence[Record], k: int) -> dict[
         f"hit@{k}_before": float(before),
         f"hit@{k}_after": float(after),
         "share_of_any_content": float((after - before) / (best - before)) if best > before else None,
-        "moved": {norm: dict(zip(("10%", "median", "90%"), values, strict=False)) for norm, values in moved.items()},
-        "epsilon": {norm: values[-1] for norm, values in moved.items()},
+        "moved": {
+            norm: dict(zip(("10%", "median", "90%"), np.quantile(values, _QUANTILES).tolist(), strict=True))
+            for norm, values in moved.items()
+        },
+        # The radius of one of them: between two, fewer would be covered than is said.
+        "epsilon": {norm: float(np.quantile(values, _COVERED, method="higher")) for norm, values in moved.items()},
     }
 
 
@@ -76,7 +78,7 @@ def _recommended(unseen: Sequence[dict[str, Any]], has_certificate: bool) -> dic
     """None where nothing was measured."""
     if not unseen:
         return None
-    shares = {entry["modality"]: entry["share_of_any_content"] or 0.0 for entry in unseen}
+    shares = {entry["modality"]: max(entry["share_of_any_content"] or 0.0, 0.0) for entry in unseen}
     radii = {entry["modality"]: entry["epsilon"]["l2"] for entry in unseen}
     radius = max(radii.values())
     if max(shares.values()) >= _AS_GOOD_AS_ANY or radius >= 1:
@@ -85,7 +87,7 @@ def _recommended(unseen: Sequence[dict[str, Any]], has_certificate: bool) -> dic
         options |= _weights(shares)
         why = "a change that nobody sees does much of what any content does, so no ball around the row says anything"
     else:
-        options = {"budget": "ball", "epsilon": radius, "adversary": "uat"} | _weights(radii)
+        options = {"budget": "ball", "norm": "l2", "epsilon": radius, "adversary": "uat"} | _weights(radii)
         why = f"{_COVERED:.0%} of the unseen changes stay within this radius (l2)"
     larger = [f"{e['attack']} of {e['size']:g}" for e in unseen if e["size"] > _UNSEEN[e["attack"]]]
     if larger:
@@ -97,5 +99,6 @@ def _weights(worth: dict[str, float]) -> dict[str, float]:
     """Of both modalities, beside the one that is worth most; 1 where nothing was measured."""
     most = max(worth.values()) or 1.0
     return {
-        f"{modality}_weight": round(max(value / most, _LEAST_WEIGHT), 2) for modality, value in sorted(worth.items())
+        f"{modality}_weight": ceil(100 * max(value / most, _LEAST_WEIGHT) - 1e-9) / 100
+        for modality, value in sorted(worth.items())
     }

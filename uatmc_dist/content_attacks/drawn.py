@@ -19,6 +19,8 @@ from uatmc_dist.evaluation.scenes import draw_ids, strata
 from uatmc_dist.evaluation.stage import AnyScene, stage_of
 from uatmc_dist.models.linear_model import LinearModel
 
+_OFF = 1e-4
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -63,6 +65,10 @@ class Drawn:
 
     def _moved(self, seed: int, index: int, v_d: torch.Tensor, t_d: torch.Tensor) -> tuple[AnyScene, Any]:
         alone = self._scenes[seed].alone(index)
+        for row_d, was_1d in ((v_d, alone.targets.v_Td), (t_d, alone.targets.t_Td)):
+            # `moved` would make one of any row, and no certificate is about others.
+            is_row = torch.equal(row_d, was_1d[0]) or abs(float(row_d.norm()) - 1) < _OFF
+            assert is_row, f"a row that no content has: its length is {float(row_d.norm()):g}"
         deltas = v_d - alone.targets.v_Td, t_d - alone.targets.t_Td
         return alone, alone.moved(deltas, AnyContent())
 

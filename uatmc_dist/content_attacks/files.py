@@ -7,6 +7,7 @@ from PIL import Image
 
 from uatmc_dist.config import FileFormat
 from uatmc_dist.encoders.photos import open_photo_bytes
+from uatmc_dist.errors import UserError
 
 _PILLOW: dict[FileFormat, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -17,9 +18,16 @@ _PILLOW: dict[FileFormat, tuple[str, dict[str, Any]]] = {
 
 
 def written(photo: Image.Image, name: FileFormat) -> bytes:
+    """UserError for a photo that the format cannot hold."""
     kind, options = _PILLOW[name]
     buffer = io.BytesIO()
-    photo.save(buffer, kind, **options)
+    try:
+        photo.save(buffer, kind, **options)
+    except (ValueError, OSError) as error:
+        width, height = photo.size
+        raise UserError(
+            f"content_attack.formats: {name} cannot hold a photo of {width} x {height} pixels ({error}); leave it out"
+        ) from None
     return buffer.getvalue()
 
 

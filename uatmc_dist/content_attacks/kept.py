@@ -15,6 +15,8 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.json_lines import add_line, read_lines
 
 Record = dict[str, Any]
+AS_COMPUTED = "as computed"
+"""A file that is none: the changed pixels themselves, before they are rounded and written."""
 
 
 class Kept:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
+from uatmc_dist.encoders.base import check_weights
+from uatmc_dist.encoders.cache import content_hash
+from uatmc_dist.encoders.photos import BrokenPhoto, open_photo_bytes
 from uatmc_dist.encoders.visual import PixelEncoder, open_visual_encoder
 from uatmc_dist.errors import UserError
 
@@ -23,13 +25,18 @@ class PhotoRows:
 
     def __init__(self, model: Any, catalog: Catalog, device: str = "auto") -> None:
         encoding = catalog.meta["modalities"].get("visual", {}).get("encoding")
-        self._paths, self._folder = catalog.contents("photo"), catalog.path
+        self._paths, self._hashes, self._folder = (
+            catalog.contents("photo"),
+            catalog.contents("photo_xxh3"),
+            catalog.path,
+        )
         if encoding is None or self._paths is None:
             raise UserError(
                 f"{catalog.path}: has no photos and no encoder to attack; build the catalog from photos (uatmc data "
                 "build, or uatmc data synthesize --photos)"
             )
         self._encoder = open_visual_encoder(encoding["encoder"], device)
+        check_weights(self._encoder, encoding, catalog.path)
         self._pixel_encoder = PixelEncoder(encoding["encoder"], device)
         self.workers, self.batch = self._encoder.workers, self._encoder.batch
         """Threads that may attack at once, and how many photos each of them."""
@@ -43,14 +50,19 @@ class PhotoRows:
         return None if found is None else self._folder / found  # one outside of the catalog is absolute
 
     def photo(self, item: int) -> Image.Image | None:
-        """None where the item has no photo. Raises UserError where it is gone or broken."""
+        """None where the item has no photo. Raises UserError where it is gone or another one."""
         path = self.path(item)
         if path is None:
             return None
         try:
-            return open_photo(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; the catalog was built from it, bring it back") from None
+            content = path.read_bytes()
+        except OSError as error:
+            why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise UserError(f"{path}: {why}; the catalog was built from it, bring it back") from None
+        if self._hashes is not None and self._hashes[item] not in (None, content_hash(content)):
+            raise UserError(f"{path}: not the photo that the catalog was built from; bring it back, or build again")
+        try:
+            return open_photo_bytes(content)
         except BrokenPhoto as error:
             raise UserError(f"{path}: cannot be seen ({error}); bring the photo back") from None
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from uatmc_dist.config import ContentAttackConfig
-from uatmc_dist.content_attacks.kept import Record, best_by
-from uatmc_dist.content_attacks.suite import AS_COMPUTED
+from uatmc_dist.content_attacks.kept import AS_COMPUTED, Record, best_by
 
-_STRONG, _KEPT = 0.8, 0.8
+_STRONG, _STRONG_SHARE, _KEPT = 0.8, 0.5, 0.8
+_ROOM = 1.05
+"""Times the hits before: where no photo brings more than that, an attack cannot show that it works."""
 _STRONG_SIZE = 2.0
 """In 1/255: from here on pixels are to reach nearly what any photo can."""
 
@@ -45,6 +46,7 @@ def _entry(attack: str, size: float | None, file: str, records: Sequence[Record]
     return {
         "attack": attack,
         "size": size,
+        **({"edits": records[0]["edits"]} if attack == "both" else {}),
         "file": file,
         "targets": len(records),
         f"hit@{k}_before": float(before.mean()),
@@ -65,10 +67,12 @@ def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     certified = [result["above_certificate"] for result in results if result["above_certificate"] is not None]
     of_pixels = {(r["size"], r["file"]): r for r in results if r["attack"] == "pixels"}
     large = [size for size, file in of_pixels if file == AS_COMPUTED and size is not None and size >= _STRONG_SIZE]
-    strong = None
+    strong = share = None
     if large:
-        best = of_pixels[max(large), AS_COMPUTED]
-        strong = best[f"hit@{k}_after"] / max(best[f"hit@{k}_any_content"], 1e-12)
+        best = of_pixels[min(large), AS_COMPUTED]
+        before, after, any_content = (best[f"hit@{k}_{name}"] for name in ("before", "after", "any_content"))
+        if any_content > _ROOM * before:
+            strong, share = after / any_content, best["share_of_any_content"]
     kept = None
     if large and (max(large), "png") in of_pixels:
         computed, png = (of_pixels[max(large), file] for file in (AS_COMPUTED, "png"))
@@ -83,8 +87,10 @@ def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
         },
         {
             "check": "pixels_reach_what_any_photo_can",
-            "passed": None if strong is None else strong >= _STRONG,
-            "measured": {} if strong is None else {"hits over those of any photo": strong},
+            "passed": None if strong is None else strong >= _STRONG and (share or 0.0) >= _STRONG_SHARE,
+            "measured": {}
+            if strong is None
+            else {"hits over those of any photo": strong, "share of what any photo gains": share},
             "a_failure_means": "the attack is stuck: no gradient comes through, its sign is wrong, or too few steps",
         },
         {

@@ -1,15 +1,20 @@
 """Which targets rose most, and what was changed for it: what the report's gallery shows."""
 
-from uatmc_dist.content_attacks.kept import Record, best_by
+from uatmc_dist.content_attacks.kept import AS_COMPUTED, Record, best_by
 
 
 def risen(records: list[Record]) -> list[Record]:
-    """Of the attack that changes most each target's best file, the largest gain first."""
-    of_kind: list[Record] = []
-    for attack in ("both", "pixels", "words"):
-        of_kind = of_kind or [r for r in records if r["attack"] == attack and r["file"] in ("png", "text")]
-    best = best_by(of_kind, "seed", "item")
+    """Each target's best file, of equals the one that changes most; the largest gain first."""
+    best = best_by(
+        (record for attack in ("both", "pixels", "words") for record in _shown(records, attack)), "seed", "item"
+    )
     return sorted(best, key=lambda record: record["after"] - record["before"], reverse=True)
+
+
+def _shown(records: list[Record], attack: str) -> list[Record]:
+    """Files as they are kept, pixels as PNG; where PNG was not asked for, any."""
+    written = [r for r in records if r["attack"] == attack and r["file"] not in (None, AS_COMPUTED)]
+    return [record for record in written if record["file"] in ("png", "text")] or written
 
 
 def photo_size(record: Record) -> float | None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,18 +17,16 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike, most_popular
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import Kept, Record, changed_photo, key_of
+from uatmc_dist.content_attacks.kept import AS_COMPUTED, Kept, Record, changed_photo, key_of
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
 from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objective, PixelBall, best_climb, best_rows
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
-from uatmc_dist.content_attacks.words import search, stuffed
+from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.seeding import generator
 
 Rows = tuple[torch.Tensor, torch.Tensor]
-AS_COMPUTED = "as computed"
-"""The changed pixels themselves, before they are rounded and written."""
 _CLIMBS = ("pixels", "insa", "expa", "transfer")
 ON_LINEAR_FUSION = ("insa",)
 """INSA's weights are those of users who do not move."""
@@ -79,7 +78,7 @@ class ContentAttacks:
             self._surrogate = rows, Drawn(surrogate, drawn, config.seeds)
         self._popular = most_popular(catalog, self._has_content)
         self._key = key_of(config, attack, self._popular, [one for one in (attacked, surrogate) if one is not None])
-        if self._texts is not None:
+        if self._texts is not None and "words" in config.attacks:
             _ = self._texts.vocabulary  # before there are threads
 
     def _has_content(self, item: int) -> bool:
@@ -225,7 +224,9 @@ class ContentAttacks:
             texts: dict[int | None, str] = {None: copied}
         elif job.attack == "stuffing":
             title = rows.titles[self._popular] or copied
-            texts = {edits: stuffed(text, title, edits) for edits in self._config.edits}
+            judge = Judge(target, rows)
+            tried = {edits: stuffed(text, title, edits) for edits in self._config.edits}
+            texts = {edits: max(zip(judge(both), both, strict=True))[1] for edits, both in tried.items()}
         elif not text:
             return
         else:
@@ -236,10 +237,12 @@ class ContentAttacks:
             yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
 
     def _both(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
-        """The photo of `pixels` and the text of `words`, the first size with the first number of edits and so on."""
+        """The photo of `pixels` and the text of `words`: the first size with the first number of edits and so on; the
+        sizes that are left go with the last number."""
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
-        for size, edits in zip(self._config.pixels, self._config.edits, strict=False):
+        sizes, numbers = self._config.pixels, self._config.edits
+        for size, edits in zip_longest(sizes, numbers[: len(sizes)], fillvalue=numbers[-1]):
             file = self._photo_file(job.seed, "pixels", job.item, size)
             if self._photos.path(job.item) is None or edits not in of_words:
                 continue
@@ -259,7 +262,9 @@ class ContentAttacks:
         if size is not None and self._photos is not None:
             file = self._photo_file(record["seed"], "pixels", item, size)
             v_d = self._photos.row_of(changed_photo(file))
-            shown |= {"photo_before": str(self._photos.path(item)), "photo_after": str(file), "pixels": size}
+            uploaded, changed = self._photos.path(item), file.relative_to(self._folder.parent)
+            assert uploaded is not None
+            shown |= {"photo_before": str(uploaded.resolve()), "photo_after": str(changed), "pixels": size}
         if text is not None and self._texts is not None:
             (t_d,) = self._texts.rows_of([text])
             shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits_of(record)}

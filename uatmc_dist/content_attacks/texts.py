@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.encoders.base import check_weights
 from uatmc_dist.encoders.text import WordGradients, open_rough_text_encoder, open_text_encoder
 from uatmc_dist.errors import UserError
 
@@ -33,6 +34,7 @@ class TextRows:
             )
         self.titles = catalog.titles()[1]
         self._encoder = open_text_encoder(encoding["encoder"], device)
+        check_weights(self._encoder, encoding, catalog.path)
         self._rough_encode = open_rough_text_encoder(encoding["encoder"], device)
         self._gradients = WordGradients(encoding["encoder"], device)
         self._project = model.dense.text.cpu()

@@ -114,6 +114,8 @@ def _edited(words: tuple[str, ...], rows: TextRows, judge: Judge, allowed_W: tor
     return found
 
 
-def stuffed(text: str, title: str, edits: int) -> str:
-    """Keyword stuffing: the first words of a popular item's title at the end."""
-    return " ".join([*text.split(), *title.split()[:edits]])
+def stuffed(text: str, title: str, edits: int) -> tuple[str, str]:
+    """Keyword stuffing: the first words of a popular item's title at the start, where every encoder reads them, or at
+    the end."""
+    own, words = text.split(), title.split()[:edits]
+    return " ".join([*words, *own]), " ".join([*own, *words])

@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -74,6 +75,14 @@ def encoder_of(
         "torch": torch.__version__,
     }
     return Encoder(encode, record, batch, workers)
+
+
+def check_weights(encoder: Encoder[Any], encoding: dict[str, Any], catalog: Path) -> None:
+    """UserError where they are not those that made the catalog's features."""
+    if encoder.record["weights_sha256"] != encoding.get("weights_sha256", encoder.record["weights_sha256"]):
+        raise UserError(
+            f"{catalog}: built with other weights of {encoder.name} than are here now; bring those back, or build again"
+        )
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -88,8 +88,12 @@ def open_photo_bytes(content: bytes) -> Image.Image:
                 file.seek(0)
                 photo = ImageOps.exif_transpose(file)
                 photo.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        why = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error).splitlines()[0]
+    except Exception as error:  # Pillow's readers raise whatever a damaged header makes of them
+        why = (
+            "not an image"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else next(iter(str(error).splitlines()), type(error).__name__)
+        )
         raise BrokenPhoto(why) from None
     if min(photo.size) < SMALLEST:
         raise BrokenPhoto(f"{photo.size[0]} x {photo.size[1]} pixels")

@@ -33,7 +33,8 @@ class Preprocessing:
         if size != (height, width):
             pixels_n3hw = self._resized(self._resized(pixels_n3hw, (height, size[1])), size)
         if self.crop is not None:
-            top, left = ((side - kept) // 2 for side, kept in zip(size, self.crop, strict=True))
+            # As torchvision rounds.
+            top, left = (round((side - kept) / 2) for side, kept in zip(size, self.crop, strict=True))
             pixels_n3hw = pixels_n3hw[..., top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = (
             torch.tensor(values, dtype=pixels_n3hw.dtype, device=pixels_n3hw.device)[:, None, None]
@@ -49,12 +50,16 @@ class Preprocessing:
 
     @classmethod
     def of_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Of timm's and OpenCLIP's data configurations: the shorter side to size / crop_pct, then the middle."""
+        """Of timm's and OpenCLIP's data configurations: the shorter side to size / crop_pct, then the middle; or both
+        sides to size."""
         size = config.get("input_size", config.get("size"))
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
         resize = int(min(height, width) / config.get("crop_pct", 1.0))
         mean, std = ([255 * value for value in config[name]] for name in ("mean", "std"))
-        return cls(resize, (height, width), config.get("interpolation", "bicubic"), mean, std)
+        interpolation = config.get("interpolation", "bicubic")
+        if "squash" in (config.get("crop_mode"), config.get("resize_mode")):
+            return cls((height, width), None, interpolation, mean, std)
+        return cls(resize, (height, width), interpolation, mean, std)
 
     @classmethod
     def of_transformers(cls, config: Mapping[str, Any]) -> "Preprocessing":

@@ -31,6 +31,8 @@ DEFAULT = "efficientnet-lite0"
 OPTION = "--visual-encoder"
 _LITE = {f"efficientnet-lite{number}": size for number, size in enumerate((224, 240, 260, 280, 300))}
 _COPIES = 4
+_MOST_APART = 1.0
+"""Of 255, in the mean: what rounding may do."""
 
 
 def open_visual_encoder(name: str, device: str = "auto") -> Encoder[Image.Image]:
@@ -51,9 +53,10 @@ class PixelEncoder:
     """The same encoder as a differentiable function of the pixels."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        """As `open_visual_encoder`."""
+        """As `open_visual_encoder`. Raises UserError, too, where the encoder prepares photos in a way that is not known
+        here."""
         parts, self.device = _parts(name), chosen_device(device)
-        self.name, self._forward, self._preprocessing = name, parts.forward, parts.preprocessing()
+        self.name, self._forward, self._preprocessing = name, parts.forward, _differentiable(name, parts)
         self._model = parts.model.to(self.device)
 
     def __call__(self, photos: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -74,6 +77,27 @@ class _Parts(NamedTuple):
     forward: _Forward
     recorded: dict[str, Any]
     preprocessing: Callable[[], Preprocessing]
+
+
+def _differentiable(name: str, parts: _Parts) -> Preprocessing:
+    """Held against the library's own on a photo of noise, whose pixels differ from their neighbours."""
+    blocks = torch.randint(0, 256, (48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    photo = Image.fromarray(blocks.numpy()).resize((512, 384), Image.Resampling.BICUBIC)
+    truth_3hw = torch.as_tensor(parts.prepare(photo))
+    try:
+        known = parts.preprocessing()
+        pixels_13hw = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(1, 384, 512, 3)
+        found_3hw = known(pixels_13hw.permute(0, 3, 1, 2).float())[0]
+        std = torch.tensor(list(known.std))[:, None, None]
+        apart = (found_3hw - truth_3hw).mul(std).abs().mean() if found_3hw.shape == truth_3hw.shape else torch.inf
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        apart = torch.inf
+    if not apart < _MOST_APART:
+        raise UserError(
+            f"{name}: prepares photos in a way that pixels cannot be attacked through; leave out the attacks on "
+            "photos, or build the catalog with another encoder"
+        )
+    return known
 
 
 def _parts(name: str) -> _Parts:

@@ -114,13 +114,16 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
             bound = found[f"certified_hit@{k}_any_content"]
             line = f"before {before:.4f}; {what} at all {best:.4f}"
             console.print(line if bound is None else f"{line}, certificate {bound:.4f}", highlight=False)
+    if report["without_content"]:
+        console.print(f"{report['without_content']} targets lack what an attack changes", highlight=False)
     if risen := report["risen"]:
         most = risen[0]
         ranks = f"rank {most['median_rank_before']:.0f} to {most['median_rank_after']:.0f} for half of the anchors"
-        console.print(f"rose most: {most['title']}, {ranks}", highlight=False, soft_wrap=True, markup=False)
+        title = most["title"] or f"item {most['item']}"
+        console.print(f"rose most: {title}, {ranks}", highlight=False, soft_wrap=True, markup=False)
         for when in ("before", "after"):
             if file := most.get(f"photo_{when}"):
-                console.print(f"  its photo {when}: {file}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"  its photo {when}: {run / file}", highlight=False, soft_wrap=True, markup=False)
     _print_checks(console, report["checks"])
 
 

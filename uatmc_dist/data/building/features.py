@@ -61,7 +61,10 @@ def encode_articles(
             say(f"... and {len(broken) - _NAMED:,} more broken photos")
         if broken:
             made.notes["broken_photos"] = len(broken)
-        made.contents["photo"] = [None if file is None else str(file.resolve()) for file in files]
+        unseen = {photos.places[index] for index in broken}
+        made.contents["photo"] = [
+            None if file is None or place in unseen else str(file.resolve()) for place, file in enumerate(files)
+        ]
         by_place = dict(zip(photos.places, photos.hashes, strict=True))
         made.contents["photo_xxh3"] = [by_place.get(place) for place in range(len(files))]
     if texts is not None and articles.texts is not None:

@@ -80,7 +80,7 @@ def gallery(run: RunFiles) -> list[Riser]:
             one["title"] or f"item {one['item']}",
             f"{one['before']:.2%} → {one['after']:.2%}",
             f"{one['median_rank_before']:,} → {one['median_rank_after']:,}",
-            _photos(one) if "photo_after" in one else [],
+            _photos(run.path, one) if "photo_after" in one else [],
             list(marked(one["text_before"], one["text_after"])) if "text_after" in one else [],
         )
         for one in run.content_attack.get("risen", [])
@@ -99,26 +99,28 @@ def marked(before: str, after: str) -> list[tuple[str, str]]:
     return found
 
 
-def _photos(one: dict[str, Any]) -> list[tuple[str, str]]:
+def _photos(run: Path, one: dict[str, Any]) -> list[tuple[str, str]]:
     import numpy as np
     from PIL import Image
 
     from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
 
     try:
-        before, after = (open_photo(Path(one[name])) for name in ("photo_before", "photo_after"))
+        before, after = open_photo(Path(one["photo_before"])), open_photo(run / one["photo_after"])
     except (OSError, BrokenPhoto):
         return []
     factor = max(1, round(96 / one["pixels"]))
     difference = np.asarray(after, dtype=np.int16) - np.asarray(before, dtype=np.int16)
     amplified = Image.fromarray((128 + factor * difference).clip(0, 255).astype(np.uint8))
     labels = ("before", f"after, ±{one['pixels']:g}/255", f"difference, times {factor}")
-    return [(label, _uri(photo)) for label, photo in zip(labels, (before, after, amplified), strict=True)]
+    # Means of neighbours would take most of the difference away.
+    filters = Image.Resampling.BICUBIC, Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+    return [(label, _uri(*shown)) for label, *shown in zip(labels, (before, after, amplified), filters, strict=True)]
 
 
-def _uri(photo: Any) -> str:
+def _uri(photo: Any, resampling: Any) -> str:
     photo = photo.copy()
-    photo.thumbnail((_WIDTH, 2 * _WIDTH))
+    photo.thumbnail((_WIDTH, 2 * _WIDTH), resampling)
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
