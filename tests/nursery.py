@@ -1,7 +1,8 @@
 """Ranks that start at once: they are forked from a process that has imported torch, TorchRec and the trainer already.
 
 Each of these imports takes some five seconds of a core, and the tests start hundreds of ranks. What a user's start adds
-is tested where the tests start that: in the clusters of tests/hosts and tests/slurm, and from tests/end_to_end.
+is tested where the tests start that: in the clusters of tests/hosts and tests/slurm, and from tests/end_to_end. On a
+machine with a GPU each of them imports for itself.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import socketserver
@@ -24,7 +26,9 @@ from unittest import mock
 
 import psutil
 
-_FORKS = multiprocessing.get_context("forkserver")
+# A process that has looked for a GPU must not be forked, and the import of DeepSpeed looks.
+_MAY_FORK = shutil.which("nvidia-smi") is None
+_FORKS = multiprocessing.get_context("forkserver" if _MAY_FORK else "spawn")
 _FORKS.set_forkserver_preload(
     [
         *("uatmc_dist.training", "uatmc_dist.cli", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"),
@@ -181,7 +185,8 @@ def torchrun(words: list[str]) -> None:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    subprocess_handler.SubprocessHandler._popen = lambda self, command, variables: _Forked(list(command), variables)
+    if _MAY_FORK:
+        subprocess_handler.SubprocessHandler._popen = lambda self, command, variables: _Forked(list(command), variables)
     run.main(words)
 
 

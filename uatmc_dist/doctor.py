@@ -40,6 +40,11 @@ def has_cuda_machine() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
+def hides_gpus() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES leaves none: SLURM writes NoDevFiles for a job without any."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+
+
 def examine(cuda: bool) -> list[Finding]:
     required = REQUIRED_CUDA if cuda else REQUIRED_CPU
     findings = [_finding(package, version, optional=False) for package, version in required.items()]
@@ -55,12 +60,15 @@ def examine(cuda: bool) -> list[Finding]:
 
 def gpu_problems() -> list[str]:
     """What keeps an installed CUDA environment from using the GPU: the driver, or what Triton compiles its own with."""
+    if hides_gpus():
+        return []
     import torch
 
     problems = []
     if torch.version.cuda and not torch.cuda.is_available():
         problems.append(
-            f"no GPU for PyTorch: CUDA {torch.version.cuda} needs a newer NVIDIA driver; nvidia-smi shows yours"
+            f"no GPU for PyTorch: CUDA {torch.version.cuda} needs a newer NVIDIA driver (nvidia-smi shows yours), or "
+            "this job was given no GPU (CUDA_VISIBLE_DEVICES= says that it needs none)"
         )
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), None)
     if compiler is None or shutil.which(compiler.split()[0]) is None:

@@ -55,6 +55,7 @@ def _products(bf16: float, tf32: float) -> dict[str, float]:
 GPUS = {
     "A100": Machine("A100", 2.04e12, _products(312e12, 156e12), 16 * 108 * 1.41e9),
     "H100": Machine("H100", 3.35e12, _products(989e12, 494e12), 16 * 132 * 1.83e9),
+    "H200": Machine("H200", 4.8e12, _products(989e12, 494e12), 16 * 132 * 1.83e9),
     "B200": Machine("B200", 8.0e12, _products(2250e12, 1100e12), 16 * 148 * 1.85e9),
 }
 

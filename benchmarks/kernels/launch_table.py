@@ -1,7 +1,7 @@
 """Makes kernels/uatmc_kernels/triton/_launch_table.py: a launch for every kernel, architecture, width and dtype.
 
 python -m benchmarks.kernels.launch_table                   # no GPU needed: keeps what fits, replaces the rest
-python -m benchmarks.kernels.launch_table --device cuda     # times all that fits on this GPU, keeps the fastest
+python -m benchmarks.kernels.launch_table --device cuda     # times the leanest that fit on this GPU, keeps the fastest
 
 A launch fits where it compiles without spills to the architecture's tensor instructions, with and without a list
 of entries to leave out. Without a GPU the one is taken whose scores keep a multiprocessor busy
@@ -9,11 +9,13 @@ for the shortest time, by its instructions or, where that is more, by its produc
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
+from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ import torch
 from benchmarks.kernels.floors import GPUS, Work
 from benchmarks.kernels.static import ARCHITECTURES, VARIANTS, WIDTHS, compile_variant, fits, has_seen
 from benchmarks.kernels.static_report import Case, cases
+from uatmc_dist.whole_files import replacing
 from uatmc_kernels.triton import _launch_table
 from uatmc_kernels.triton._launches import Launch
 
@@ -37,6 +40,8 @@ TABLE: dict[str, dict[tuple[int, int, str], tuple[int, int, int, int, int, int]]
 _BY_ROWS = ("coordinate", "perturb", "perturbed_content")
 _WITHOUT_SLICES = ("loss", "logsumexp", "softmax_change", "topk_64", "topk_128", "count_above")
 _GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
+_TIMED = 6
+"""Each is compiled anew for the GPU, which takes seconds."""
 
 
 # Accumulators of a thread, in registers, beyond which no kernel was seen to compile without spills. float32 goes as
@@ -114,22 +119,27 @@ def leanest(case: Case) -> tuple[Case, Launch | None]:
     present = _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype))
     if present is not None and cost(case, Launch(*present)) is not None:
         return case, Launch(*present)
+    return case, next(iter(by_cost(case)[1]), None)
+
+
+def by_cost(case: Case) -> tuple[Case, list[Launch]]:
+    """All that fit, the leanest first, of equals the largest tiles."""
     costs = {launch: cost(case, launch) for launch in candidates(case.variant, case.width, case.dtype)}
     fitting = {launch: each for launch, each in costs.items() if each is not None}
-    return case, min(fitting, key=fitting.__getitem__, default=None)  # the largest tiles of several
+    return case, sorted(fitting, key=fitting.__getitem__)
 
 
-def fastest(case: Case) -> tuple[Case, Launch | None]:
-    """Times every launch that fits on this GPU."""
+def fastest(case: Case, fitting: list[Launch]) -> tuple[Case, Launch | None]:
+    """On this GPU, of the leanest that fit and what the table has."""
     from triton.testing import do_bench
 
     run = _runner(case)
     entry = case.architecture, case.width, case.dtype
+    present = Launch(*_launch_table.TABLE[case.variant][entry])
     best: tuple[float, Launch | None] = float("inf"), None
-    for launch in dict.fromkeys(candidates(case.variant, case.width, case.dtype)):
-        if cost(case, launch) is not None:
-            _launch_table.TABLE[case.variant][entry] = astuple(launch)
-            best = min(best, (do_bench(run), launch), key=lambda pair: pair[0])
+    for launch in dict.fromkeys([present, *fitting[:_TIMED]]):
+        _launch_table.TABLE[case.variant][entry] = astuple(launch)
+        best = min(best, (do_bench(run), launch), key=lambda pair: pair[0])
     return case, best[1]
 
 
@@ -184,26 +194,30 @@ def write(table: dict[Case, Launch]) -> None:
                 entry = f'({case.architecture}, {case.width}, "{case.dtype}")'
                 lines.append(f"        {entry}: {astuple(launch)},\n")
         lines.append("    },\n")
-    PATH.write_text("".join([*lines, "}\n"]), encoding="utf-8")
+    with replacing(PATH) as unfinished:  # the kernels import it
+        unfinished.write_text("".join([*lines, "}\n"]), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--kernels", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS), metavar="KERNEL")
+    parser.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=WIDTHS, metavar="WIDTH")
     arguments = parser.parse_args()
     table = {
         case: Launch(*entry)
         for case in cases(tuple(VARIANTS), tuple(ARCHITECTURES), WIDTHS)
         if (entry := _launch_table.TABLE.get(case.variant, {}).get((case.architecture, case.width, case.dtype)))
     }
+    # Not forked: a process that has opened a GPU must not be.
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
     if arguments.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         architecture = max(known for known in ARCHITECTURES if known <= 10 * major + minor)
-        results: Iterator[tuple[Case, Launch | None]] = map(fastest, cases(arguments.kernels, (architecture,), WIDTHS))
+        chosen = cases(arguments.kernels, (architecture,), arguments.widths)
+        results: Iterator[tuple[Case, Launch | None]] = starmap(fastest, pool.map(by_cost, chosen))
     else:
-        pool = ProcessPoolExecutor(os.cpu_count())
-        results = pool.map(leanest, cases(arguments.kernels, tuple(ARCHITECTURES), WIDTHS))
+        results = pool.map(leanest, cases(arguments.kernels, tuple(ARCHITECTURES), arguments.widths))
     unfit = 0
     for done, (case, launch) in enumerate(results, start=1):
         if sys.stderr.isatty():

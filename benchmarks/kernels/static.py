@@ -25,8 +25,9 @@ WIDTHS = (32, 64, 128, 256)
 _TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DTYPES = tuple(_TORCH_DTYPES)
 TENSOR_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
-"""Bytes a thread block may use. Every architecture has 64 Ki registers and room for 64 warps in a multiprocessor."""
+SHARED_MEMORY = {80: 101_376, 90: 232_448, 100: 232_448}
+"""Bytes a thread block may use: sm_80's launches are those of 8.6 and 8.9 as well, which have less than an A100. Every
+architecture has 64 Ki registers and room for 64 warps in a multiprocessor."""
 _SHARED_MEMORY_OF_SM = {80: 167_936, 90: 233_472, 100: 233_472}
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _LABEL = re.compile(r"^(\.L\w+):")

@@ -10,6 +10,7 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
+from uatmc_dist.doctor import gpu_problems
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.tables import _row_wise_plan
 from uatmc_dist.parallel.process_group import _agreed_attempt, is_loss_of_a_rank, own_device, start_triton
@@ -40,8 +41,9 @@ def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(monkeypatc
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match=r"CUDA 13\.0 needs a newer one"):
         own_device(0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert own_device(0) == torch.device("cpu")
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert own_device(0) == torch.device("cpu") and gpu_problems() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert own_device(3) == torch.device("cpu")

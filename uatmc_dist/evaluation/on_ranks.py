@@ -80,9 +80,10 @@ def initial_blocks(config: Config, catalog: Catalog, world: World) -> TrainingMo
 
 
 def _exact(config: Config) -> Config:
-    """With frozen projectors, and projected rows in float32."""
+    """With frozen projectors, and everything in float32."""
     adversarial = config.adversarial.model_copy(update={"at": "projected", "projected_precision": "fp32"})
-    return config.model_copy(update={"adversarial": adversarial})
+    engine = config.engine.model_copy(update={"precision": "fp32"})
+    return config.model_copy(update={"adversarial": adversarial, "engine": engine})
 
 
 def measured_blocks(model: TrainingModel, config: Config, catalog: Catalog, world: World) -> Measured:

@@ -99,7 +99,8 @@ class Cast:
 
     def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
         """Collective: rows of the targets travel, anchors' to the rank that has them here."""
-        w_v, w_t, bias = (weight.detach().cpu() for weight in self.dense.fusion())
+        # In training with engine.precision=bf16 they are not float32.
+        w_v, w_t, bias = (weight.detach().cpu().float() for weight in self.dense.fusion())
         anchors = Anchors.over_ranks(len(users_A))
         mine_a = users_A[anchors.positions_a]
         of_anchors = replace(self.bars, best_UJ=self.bars.best_UJ[mine_a], next_UJ=self.bars.next_UJ[mine_a])

@@ -82,13 +82,14 @@ class OwnContent:
 
 class OwnFeatures:
     """Raw feature rows of this rank's items. What asks for all of them at every step has them from the GPU, in the
-    catalog's number format, where half of the memory that is free there holds them."""
+    catalog's number format, where a quarter of the memory that is free there holds them: the float32 copy that the
+    projectors' backward pass keeps is two more of them."""
 
     def __init__(self, catalog: Catalog, block: ItemBlock, device: torch.device) -> None:
         self._catalog, self._block, self._device = catalog, block, device
         self._kept: dict[str, torch.Tensor] = {}
         size = sum(catalog.features[name].width * catalog.features[name].dtype.itemsize for name in catalog.modalities)
-        self._fits = 2 * (block.hi - block.lo) * size <= _free_bytes(device)
+        self._fits = 4 * (block.hi - block.lo) * size <= _free_bytes(device)
 
     def rows(self, ids_n: torch.Tensor) -> dict[str, torch.Tensor]:
         """[n, D] in float32, by modality."""

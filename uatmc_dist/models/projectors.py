@@ -122,8 +122,10 @@ class ContentModel(Projectors):
                 nn.init.eye_(fusion)
 
     def fuse(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
-        dtype = self.w_v.dtype
-        content_nd = F.linear(v_nd.to(dtype), self.w_v, self.bias) + F.linear(t_nd.to(dtype), self.w_t)
+        dtype = self.bias.dtype
+        # DeepSpeed leaves what stands for a missing modality in float32 where it trains in bf16.
+        w_v, w_t = self.w_v.to(dtype), self.w_t.to(dtype)
+        content_nd = F.linear(v_nd.to(dtype), w_v, self.bias) + F.linear(t_nd.to(dtype), w_t)
         return content_nd.float()
 
 

@@ -28,8 +28,8 @@ class OwnUsersContent(ContentModel):
         return F.pad(self.w_v, (0, 0, 0, dim)), F.pad(self.w_t, (0, 0, dim, 0)), self.bias
 
     def fuse(self, v_nd: torch.Tensor, t_nd: torch.Tensor) -> torch.Tensor:
-        dtype = self.w_v.dtype
-        halves = F.linear(v_nd.to(dtype), self.w_v), F.linear(t_nd.to(dtype), self.w_t)
+        dtype = self.bias.dtype
+        halves = F.linear(v_nd.to(dtype), self.w_v.to(dtype)), F.linear(t_nd.to(dtype), self.w_t.to(dtype))
         return (torch.cat(halves, dim=1) + self.bias).float()
 
 

@@ -85,13 +85,13 @@ def memory_per_rank(
 
 
 def features_kept(problem: Problem, machine: Machine, ranks: int, phase: PhaseName) -> float:
-    """Bytes of raw features that stay on a GPU: of all of a rank's items, where every step asks for them and half of
-    what is free holds them (models/own_content.py); else 0."""
+    """Bytes of raw features that stay on a GPU: of all of a rank's items, where every step asks for them and a quarter
+    of what is free holds them (models/own_content.py); else 0."""
     if machine.is_cpu or problem.objective == "sampled" or not problem.trains_projectors(phase):
         return 0.0
     tables = sum(2 * -(-shape.rows // ranks) * shape.width * FLOAT for shape in problem.tables().values())
     size = problem.rows(ranks) * problem.stored_bytes
-    return size if 2 * size <= machine.device_memory - _CUDA_BYTES - tables else 0.0
+    return size if 4 * size <= machine.device_memory - _CUDA_BYTES - tables else 0.0
 
 
 def total(components: list[Component], place: Place) -> float:

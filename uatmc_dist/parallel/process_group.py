@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from uatmc_dist.doctor import has_cuda_machine
+from uatmc_dist.doctor import has_cuda_machine, hides_gpus
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel import collectives
 
@@ -66,10 +66,11 @@ def own_device(local_rank: int) -> torch.device:
 
     Raises UserError where there is a GPU that PyTorch cannot use, and where there are more ranks than GPUs."""
     if not torch.cuda.is_available():
-        if torch.version.cuda and has_cuda_machine() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "":
+        if torch.version.cuda and has_cuda_machine() and not hides_gpus():
             raise UserError(
                 f"this machine has an NVIDIA driver, but PyTorch {torch.__version__} cannot use it: CUDA "
-                f"{torch.version.cuda} needs a newer one; install it, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+                f"{torch.version.cuda} needs a newer one, or this job was given no GPU; install it, ask for one, or "
+                "set CUDA_VISIBLE_DEVICES= to train on the CPU"
             )
         return torch.device("cpu")
     gpus = torch.cuda.device_count()

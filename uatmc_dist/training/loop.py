@@ -25,7 +25,7 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.schedule import learning_rate_factor
 from uatmc_dist.training.attacked import attacked_now, told
-from uatmc_dist.training.phase import Phase, check_modalities
+from uatmc_dist.training.phase import Phase, check_modalities, is_finite
 from uatmc_dist.training.position import Position
 from uatmc_dist.training.reporting import Reporter
 from uatmc_dist.training.stopping import Interrupted, StopSignals
@@ -75,6 +75,8 @@ class Trainer:
                 self._run_phases()
             if failure := self.checkpoints.settle():
                 self.reporter.say(f"warning: {failure}")
+            if not is_finite(self.model):
+                self._refuse(self.position.step, "a weight")
             tables = {table.name: table.local_weight for table in self.model.tables}
             save_model(self.run.model, self.config, self.catalog.digest, tables, self.model.dense_weights())
         finally:
@@ -245,7 +247,7 @@ class Trainer:
     def _save(self) -> None:
         """In the background: training goes on, also where the disk is full now, and the next save tries again. Raises
         UserError for weights that are not finite: the last good checkpoint would be pruned for them."""
-        if self._is_spoilt():
+        if not is_finite(self.model):
             self._refuse(self.position.step, "a weight")
         if failure := self.checkpoints.save(self.model, asdict(self.position), self.position.best_step):
             self.reporter.say(f"warning: {failure}; training goes on")
@@ -281,14 +283,9 @@ class Trainer:
         bad = any_rank(len(terms) - finite.index(False) if False in finite else 0)
         if not bad:
             return
-        if not self._is_spoilt():
+        if is_finite(self.model):
             self._save()
         self._refuse(position.step + 1, f"the loss term {list(terms)[len(terms) - bad]}")
-
-    def _is_spoilt(self) -> bool:
-        """Whether a weight of any rank is NaN or Inf. Collective."""
-        weights = [*(table.local_weight for table in self.model.tables), *self.model.dense_weights().values()]
-        return bool(any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights))))
 
     def _refuse(self, step: int, what: str) -> NoReturn:
         failure = self.checkpoints.settle()

@@ -12,7 +12,7 @@ from uatmc_dist.errors import UserError
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled, Softmax, popularity_offset
 from uatmc_dist.parallel.item_parallel import ItemBlock
-from uatmc_dist.parallel.process_group import World
+from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.progress import shown
 from uatmc_dist.training.step import Step
 
@@ -85,3 +85,9 @@ def check_modalities(config: Config, catalog: Catalog) -> None:
         )
     if config.clean.align_weight and config.start_from is None:
         raise UserError(f"clean.align_weight: InfoNCE needs two modalities, and {has}; set clean.align_weight=0")
+
+
+def is_finite(model: TrainingModel) -> bool:
+    """Whether no weight of any rank is NaN or Inf. Collective."""
+    weights = [*(table.local_weight for table in model.tables), *model.dense_weights().values()]
+    return not any_rank(int(not all(bool(weight.isfinite().all()) for weight in weights)))

@@ -43,7 +43,9 @@ def _device(index: int | None) -> tuple[int, int]:
     """(architecture of the table, multiprocessors) of a GPU."""
     properties = torch.cuda.get_device_properties(index)
     capability = properties.major * 10 + properties.minor
-    return next(known for known in _ARCHITECTURES if known <= capability), properties.multi_processor_count
+    # From 12.0 on: the shared memory of 8.9, and none of 10.0's tensor memory.
+    fitting = (80,) if capability >= 120 else (each for each in _ARCHITECTURES if each <= capability)
+    return next(iter(fitting)), properties.multi_processor_count
 
 
 def launch_for(variant: str, width: int, like: torch.Tensor) -> Launch:

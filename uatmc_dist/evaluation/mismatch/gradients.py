@@ -43,7 +43,7 @@ def single_matrix_residual(visual_nd: torch.Tensor, text_nd: torch.Tensor) -> fl
     # The triangle of a QR factorisation has all inner products of the columns, and so has that of the ranks' triangles.
     triangle = torch.linalg.qr(F.normalize(both_n2d, dim=1), mode="r").R
     triangles = gather_rows(F.pad(triangle, (0, 0, 0, 2 * dim - len(triangle))), [2 * dim] * num_ranks())
-    visual, text = triangles.split(dim, dim=1)
+    visual, text = triangles.cpu().split(dim, dim=1)  # CUDA's lstsq has no driver for columns that depend on each other
     best = torch.linalg.lstsq(visual, text, driver="gelsd").solution
     return float((text - visual @ best).norm() / text.norm())
 
