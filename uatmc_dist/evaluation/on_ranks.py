@@ -41,8 +41,8 @@ def _unseen(done: int, total: int) -> None:
 
 
 def is_launched() -> bool:
-    """Whether torchrun has started several ranks of this command."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun has started this command: then each rank has its block on its device, also where it is alone."""
+    return "RANK" in os.environ
 
 
 def load_blocks(
