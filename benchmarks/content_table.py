@@ -20,7 +20,8 @@ def content_figures(report: dict[str, Any]) -> dict[str, float]:
     for result in report["results"]:
         if result["file"] != "best file":
             continue
-        size = "" if result["size"] is None else f" {result['size']:g}"
+        sizes = (result.get(name) for name in ("size", "edits"))
+        size = "".join(f" {each:g}" for each in sizes if each is not None)
         found["content before"] = result[f"hit@{k}_before"]
         found[f"content {result['attack']}{size}"] = result[f"hit@{k}_after"]
         if result["attack"] in _ANY:
@@ -61,11 +62,15 @@ def content_markdown(results: "Results") -> str:
 
 
 def _head(name: str) -> str:
-    attack, _, size = name.partition(" ")
+    attack, *sizes = name.split()
     if attack == "pixels":
-        return f"pixels ±{size}/255"
+        return f"pixels ±{sizes[0]}/255"
     if attack in ("words", "stuffing"):
-        return f"{attack}, {size} {'edit' if size == '1' else 'edits'}"
+        return f"{attack}, {_edits(sizes[0])}"
     if attack == "both":
-        return f"photo (±{size}/255) and text"
+        return f"photo (±{sizes[0]}/255) and text ({_edits(sizes[1])})"
     return name.replace("_", " ").replace("copy", "copied")
+
+
+def _edits(number: str) -> str:
+    return f"{number} {'edit' if number == '1' else 'edits'}"
