@@ -28,7 +28,7 @@ def ops(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     seen = rows(B + 1, of=torch.int64), rows(5000, of=torch.int64)
     scores = ScorePass(users, items, rows(B), rows(B, of=torch.int64), seen)
     g, w, features = rows(N, D, of=dtype), rows(D, D, of=dtype), rows(N, D, of=dtype)
-    return {
+    found = {
         "bpr_loss": lambda: kernels.bpr_loss(scores),
         "bpr_loss_and_gradients": lambda: kernels.bpr_loss_and_gradients(scores),
         "bpr_loss_and_gradients_atomic": lambda: kernels.bpr_loss_and_gradients_atomic(scores),
@@ -36,12 +36,18 @@ def ops(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "bpr_second_order": lambda: kernels.bpr_second_order(rows(B), scores, (rows(B, K), rows(N, K), rows(B))),
         "bpr_all_items_hvp": lambda: kernels.bpr_all_items_hvp(scores, rows(N, D), rows(B), slice(D, K)),
         "logsumexp": lambda: kernels.logsumexp(scores),
+        "logsumexp_gradients": lambda: kernels.logsumexp_gradients(scores, rows(B)),
+        "logsumexp_second_order": lambda: kernels.logsumexp_second_order(rows(B), scores, (rows(B, K), rows(N, K))),
+        "softmax_mean_change": lambda: kernels.softmax_mean_change(scores, rows(N, D), slice(D, K)),
+        "softmax_all_items_hvp": lambda: kernels.softmax_all_items_hvp(scores, rows(N, D), rows(B), slice(D, K)),
         "coordinate": lambda: kernels.coordinate(g, w, w),
         "perturb": lambda: kernels.perturb(g, w, w, features, features, 0.1, "l2"),
         "perturbed_content": lambda: kernels.perturbed_content(g, w, w, features, features, None, 0.1, "l2"),
         "topk_all_items": lambda: kernels.topk_all_items(users, items, 50, seen),
         "count_above": lambda: kernels.count_above(users, items, rows(B), rows(B)),
     }
+    assert found.keys() == {*kernels.__all__}
+    return found
 
 
 def done() -> dict[str, Any]:

@@ -31,6 +31,7 @@ from uatmc_dist.content_attacks.pixels import (
 from uatmc_dist.content_attacks.report import summarise
 from uatmc_dist.content_attacks.risen import risen
 from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
+from uatmc_dist.content_attacks.texts import _WORD
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.encoders import visual
 from uatmc_dist.encoders.preprocessing import Preprocessing
@@ -252,6 +253,20 @@ def test_files_are_read_back_as_the_catalog_would():
     assert np.array_equal(np.asarray(as_photo(pixels + 0.3)), np.asarray(picture))
     with pytest.raises(UserError, match="webp cannot hold a photo of 16400 x 2 pixels"):
         read_back(Image.new("RGB", (16400, 2)), "webp")
+
+
+def test_words_of_every_script_that_has_them():
+    assert _WORD.findall("t-shirt 100% cotton_mix, caf\u00e9 cafe\u0301") == [
+        "shirt",
+        "cotton",
+        "mix",
+        "caf\u00e9",
+        "cafe\u0301",
+    ]
+    assert _WORD.findall("\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u092a\u0921\u093c\u093e") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u0915\u092a\u0921\u093c\u093e",
+    ]
 
 
 def test_the_gallery_has_each_targets_best_file():

@@ -4,6 +4,7 @@ d  width of a projected row    D  width of a token's embedding
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,7 +19,10 @@ from uatmc_dist.encoders.text import WordGradients, open_rough_text_encoder, ope
 from uatmc_dist.errors import UserError
 
 _MOST_WORDS, _LEAST_OFTEN = 4000, 2
-_WORD = re.compile(r"[^\W\d_]{2,}(?:-[^\W\d_]+)*")
+# To re a combining mark is no letter: without them words of most Indian languages fall to pieces.
+_MARKS = "".join(filter(lambda sign: unicodedata.category(sign)[0] == "M", map(chr, range(0x300, 0x20000))))
+_LETTERS = rf"(?:[^\W\d_]+|[{_MARKS}]+)+"
+_WORD = re.compile(rf"[^\W\d_]{_LETTERS}(?:-{_LETTERS})*")
 
 
 class TextRows:
