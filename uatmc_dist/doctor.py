@@ -58,6 +58,19 @@ def examine(cuda: bool) -> list[Finding]:
     return findings
 
 
+def problem_of_gpu(index: int) -> str:
+    """Empty where TorchRec's tables have code for this GPU: fbgemm-gpu 1.8.0 has it for 8.x, 9.0 and 10.0 alone."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    if major == 8 or (major, minor) in ((9, 0), (10, 0)):
+        return ""
+    version = REQUIRED_CUDA["fbgemm-gpu"]
+    return (
+        f"GPU {index} has compute capability {major}.{minor}, and fbgemm-gpu {version} code for 8.x, 9.0 and 10.0 alone"
+    )
+
+
 def gpu_problems() -> list[str]:
     """What keeps an installed CUDA environment from using the GPU: the driver, or what Triton compiles its own with."""
     if hides_gpus():
@@ -70,6 +83,8 @@ def gpu_problems() -> list[str]:
             f"no GPU for PyTorch: CUDA {torch.version.cuda} needs a newer NVIDIA driver (nvidia-smi shows yours), or "
             "this job was given no GPU (CUDA_VISIBLE_DEVICES= says that it needs none)"
         )
+    elif torch.cuda.is_available() and (problem := problem_of_gpu(0)):
+        problems.append(problem)
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), None)
     if compiler is None or shutil.which(compiler.split()[0]) is None:
         problems.append("no C compiler, which Triton needs; install gcc")

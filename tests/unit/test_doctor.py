@@ -40,6 +40,7 @@ def test_what_keeps_triton_and_torch_from_the_gpu_is_named(monkeypatch, tmp_path
     assert "CUDA 13.0 needs a newer NVIDIA driver" in driver and "gcc" in compiler and "python3-dev" in headers
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert doctor.gpu_problems() == []
 

@@ -52,9 +52,22 @@ def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(monkeypatc
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
     assert own_device(1) == torch.device("cuda", 1)
     with pytest.raises(UserError, match="rank 2 of this machine has no GPU, PyTorch sees 2"):
         own_device(2)
+
+
+@pytest.mark.parametrize("capability, is_refused", [((8, 6), False), ((9, 0), False), ((10, 3), True), ((12, 0), True)])
+def test_gpus_that_the_tables_have_no_code_for_are_refused(monkeypatch, capability, is_refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    if is_refused:
+        with pytest.raises(UserError, match=f"compute capability {capability[0]}.{capability[1]}, and fbgemm-gpu"):
+            own_device(0)
+    else:
+        assert own_device(0) == torch.device("cuda", 0)
 
 
 def test_a_driver_that_triton_cannot_compile_is_one_line(monkeypatch):

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from uatmc_dist.doctor import has_cuda_machine, hides_gpus
+from uatmc_dist.doctor import has_cuda_machine, hides_gpus, problem_of_gpu
 from uatmc_dist.errors import UserError
 from uatmc_dist.parallel import collectives
 
@@ -64,7 +64,7 @@ def described(world: World) -> str:
 def own_device(local_rank: int) -> torch.device:
     """The GPU of this rank, or the CPU where the machine has none, or CUDA_VISIBLE_DEVICES hides them.
 
-    Raises UserError where there is a GPU that PyTorch cannot use, and where there are more ranks than GPUs."""
+    Raises UserError where PyTorch or FBGEMM cannot use a GPU that is there, and where there are more ranks than GPUs."""
     if not torch.cuda.is_available():
         if torch.version.cuda and has_cuda_machine() and not hides_gpus():
             raise UserError(
@@ -79,6 +79,8 @@ def own_device(local_rank: int) -> torch.device:
             f"--nproc_per_node: rank {local_rank} of this machine has no GPU, PyTorch sees {gpus}; start as many ranks "
             "as GPUs, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
+    if problem := problem_of_gpu(local_rank):
+        raise UserError(f"{problem}; take another GPU, or set CUDA_VISIBLE_DEVICES= to train on the CPU")
     return torch.device("cuda", local_rank)
 
 

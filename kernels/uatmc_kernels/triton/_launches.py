@@ -43,7 +43,7 @@ def _device(index: int | None) -> tuple[int, int]:
     """(architecture of the table, multiprocessors) of a GPU."""
     properties = torch.cuda.get_device_properties(index)
     capability = properties.major * 10 + properties.minor
-    # From 12.0 on: the shared memory of 8.9, and none of 10.0's tensor memory.
+    # From 12.0 on: the shared memory of 8.9, and none of 10.0's tensor memory. Not compiled for; registers may spill.
     fitting = (80,) if capability >= 120 else (each for each in _ARCHITECTURES if each <= capability)
     return next(iter(fitting)), properties.multi_processor_count
 
