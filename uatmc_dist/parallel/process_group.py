@@ -64,7 +64,7 @@ def described(world: World) -> str:
 def own_device(local_rank: int) -> torch.device:
     """The GPU of this rank, or the CPU where the machine has none, or CUDA_VISIBLE_DEVICES hides them.
 
-    Raises UserError where PyTorch or FBGEMM cannot use a GPU that is there, and where there are more ranks than GPUs."""
+    Raises UserError where PyTorch or FBGEMM cannot use a GPU that is there, or there are more ranks than GPUs."""
     if not torch.cuda.is_available():
         if torch.version.cuda and has_cuda_machine() and not hides_gpus():
             raise UserError(
