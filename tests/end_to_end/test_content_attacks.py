@@ -1,6 +1,7 @@
 """Photos drawn, encoded, trained on and attacked as files, with nothing but what pip brings."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -105,14 +106,19 @@ def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_pat
         refused = run_uatmc("attack-content", run, option, check=False)
         assert refused.returncode == 2 and said in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
     photos = catalog / "shop/photos"
-    photos.rename(catalog / "shop/elsewhere")
+    elsewhere = photos.rename(catalog / "shop/elsewhere")
+    others = "attack-content", run, *SHORT, "content_attack.attacks=[pixels]", "content_attack.seeds=[2]"
     try:
-        refused = run_uatmc(
-            "attack-content", run, *SHORT, "content_attack.attacks=[pixels]", "content_attack.seeds=[2]", check=False
-        )
+        gone = run_uatmc(*others, check=False)
+        photos.mkdir()
+        for photo in elsewhere.iterdir():
+            Image.open(photo).rotate(180).save(photos / photo.name)
+        changed = run_uatmc(*others, check=False)
     finally:
-        (catalog / "shop/elsewhere").rename(photos)
-    assert refused.returncode == 2 and "no such file" in refused.stderr and "Traceback" not in refused.stderr
+        shutil.rmtree(photos, ignore_errors=True)
+        elsewhere.rename(photos)
+    for refused, said in ((gone, "no such file"), (changed, "not the photo that the catalog was built from")):
+        assert refused.returncode == 2 and said in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_calibration_is_what_the_next_training_reads(shop, tmp_path):
