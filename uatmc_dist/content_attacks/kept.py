@@ -18,6 +18,9 @@ Record = dict[str, Any]
 AS_COMPUTED = "as computed"
 """A file that is none: the changed pixels themselves, before they are rounded and written."""
 
+_VERSION = 2
+"""Raised with every change of what an attack finds: what older ones found is left alone then."""
+
 
 class Kept:
     """Records on disk, a line each; those of other options are left alone."""
@@ -48,7 +51,7 @@ def key_of(config: ContentAttackConfig, attack: AttackConfig, popular: int, seen
         [one.catalog.digest, float(one.model.users_UK.double().sum()), float(one.model.items().double().abs().sum())]
         for one in seen
     ]
-    words = json.dumps([options, attack.k, attack.anchor_share, popular, sums])
+    words = json.dumps([_VERSION, options, attack.k, attack.anchor_share, popular, sums])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
