@@ -25,7 +25,7 @@ from benchmarks.kernels.static import ARCHITECTURES, VARIANTS, WIDTHS, compile_v
 from benchmarks.kernels.static_report import Case, cases
 from uatmc_dist.whole_files import replacing
 from uatmc_kernels.triton import _launch_table
-from uatmc_kernels.triton._launches import Launch
+from uatmc_kernels.triton._launches import Launch, _device
 
 PATH = Path(_launch_table.__file__)
 _HEADER = '''"""Launches by (architecture, width, dtype), made by `python -m benchmarks.kernels.launch_table`.
@@ -212,8 +212,7 @@ def main() -> None:
     # Not forked: a process that has opened a GPU must not be.
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
     if arguments.device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        architecture = max(known for known in ARCHITECTURES if known <= 10 * major + minor)
+        architecture, _ = _device(torch.cuda.current_device())
         chosen = cases(arguments.kernels, (architecture,), arguments.widths)
         results: Iterator[tuple[Case, Launch | None]] = starmap(fastest, pool.map(by_cost, chosen))
     else:

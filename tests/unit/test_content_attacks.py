@@ -16,7 +16,7 @@ from uatmc_dist.content_attacks.calibration import calibrate
 from uatmc_dist.content_attacks.drawn import Attacked
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import key_of
-from uatmc_dist.content_attacks.photos import as_photo, as_pixels
+from uatmc_dist.content_attacks.photos import as_photo
 from uatmc_dist.content_attacks.pixels import (
     LOSSES,
     BestRow,
@@ -34,7 +34,7 @@ from uatmc_dist.content_attacks.suite import ContentAttacks, _Job
 from uatmc_dist.content_attacks.texts import _WORD
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.encoders import visual
-from uatmc_dist.encoders.preprocessing import Preprocessing
+from uatmc_dist.encoders.preprocessing import Preprocessing, as_pixels
 from uatmc_dist.errors import UserError
 
 DIM = 6

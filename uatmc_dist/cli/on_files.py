@@ -99,7 +99,5 @@ def calibrate(
 def _without_files(catalog: Any, modalities: list[str]) -> list[str]:
     """photos or texts that the catalog does not know, where it knows the other; of neither the attack itself tells what
     to do."""
-    columns = {"visual": "photo", "text": "text"}
-    meta = catalog.meta["modalities"]
-    known = [name for name in modalities if "encoding" in meta[name] and catalog.contents(columns[name]) is not None]
+    known = [name for name in modalities if "encoding" in catalog.meta["modalities"][name]]
     return [name for name in modalities if name not in known] if known else []

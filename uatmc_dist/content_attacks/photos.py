@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,11 +24,8 @@ class PhotoRows:
 
     def __init__(self, model: Any, catalog: Catalog, device: str = "auto") -> None:
         encoding = catalog.meta["modalities"].get("visual", {}).get("encoding")
-        self._paths, self._hashes, self._folder = (
-            catalog.contents("photo"),
-            catalog.contents("photo_xxh3"),
-            catalog.path,
-        )
+        self._paths, self._folder = catalog.contents("photo"), catalog.path
+        self._hashes = catalog.contents("photo_xxh3")
         if encoding is None or self._paths is None:
             raise UserError(
                 f"{catalog.path}: has no photos and no encoder to attack; build the catalog from photos (uatmc data "
@@ -77,11 +73,6 @@ class PhotoRows:
         """[d], as the catalog would have it: through the encoder of `uatmc data build`, features kept in float16."""
         features = self._encoder.encode([photo]).half().float().to(self.device)
         return F.normalize(self._project(features), dim=1)[0].cpu()
-
-
-def as_pixels(photo: Image.Image, device: torch.device) -> torch.Tensor:
-    """[3, h, w] from 0 to 255, float32."""
-    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float().to(device)
 
 
 def as_photo(pixels_3hw: torch.Tensor) -> Image.Image:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -18,12 +17,13 @@ from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike, most_popular
 from uatmc_dist.content_attacks.files import read_back
 from uatmc_dist.content_attacks.kept import AS_COMPUTED, Kept, Record, changed_photo, key_of
-from uatmc_dist.content_attacks.photos import PhotoRows, as_photo, as_pixels
+from uatmc_dist.content_attacks.photos import PhotoRows, as_photo
 from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objective, PixelBall, best_climb, best_rows
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
 from uatmc_dist.data.catalog import MODALITIES
+from uatmc_dist.encoders.preprocessing import as_pixels
 from uatmc_dist.seeding import generator
 
 Rows = tuple[torch.Tensor, torch.Tensor]
@@ -242,7 +242,8 @@ class ContentAttacks:
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
         sizes, numbers = self._config.pixels, self._config.edits
-        for size, edits in zip_longest(sizes, numbers[: len(sizes)], fillvalue=numbers[-1]):
+        for place, size in enumerate(sizes):
+            edits = numbers[min(place, len(numbers) - 1)]
             file = self._photo_file(job.seed, "pixels", job.item, size)
             if self._photos.path(job.item) is None or edits not in of_words:
                 continue

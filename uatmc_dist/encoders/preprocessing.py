@@ -4,11 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 _PILLOW: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of its filters."""
+
+
+def as_pixels(photo: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
+    """What `Preprocessing` takes of a photo in RGB: [3, h, w] from 0 to 255, float32."""
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).float().to(device)
 
 
 @dataclass(frozen=True)

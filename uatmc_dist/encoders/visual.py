@@ -24,7 +24,7 @@ from uatmc_dist.encoders.base import (
     loading_problem,
     offline_without_network,
 )
-from uatmc_dist.encoders.preprocessing import Preprocessing
+from uatmc_dist.encoders.preprocessing import Preprocessing, as_pixels
 from uatmc_dist.errors import UserError
 
 DEFAULT = "efficientnet-lite0"
@@ -86,8 +86,7 @@ def _differentiable(name: str, parts: _Parts) -> Preprocessing:
     truth_3hw = torch.as_tensor(parts.prepare(photo))
     try:
         known = parts.preprocessing()
-        pixels_13hw = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(1, 384, 512, 3)
-        found_3hw = known(pixels_13hw.permute(0, 3, 1, 2).float())[0]
+        found_3hw = known(as_pixels(photo)[None])[0]
         std = torch.tensor(list(known.std))[:, None, None]
         apart = (found_3hw - truth_3hw).mul(std).abs().mean() if found_3hw.shape == truth_3hw.shape else torch.inf
     except (KeyError, TypeError, ValueError, RuntimeError):

@@ -44,8 +44,8 @@ def _device(index: int | None) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(index)
     capability = properties.major * 10 + properties.minor
     # From 12.0 on: the shared memory of 8.9, and none of 10.0's tensor memory. Not compiled for; registers may spill.
-    fitting = (80,) if capability >= 120 else (each for each in _ARCHITECTURES if each <= capability)
-    return next(iter(fitting)), properties.multi_processor_count
+    architecture = 80 if capability >= 120 else next(known for known in _ARCHITECTURES if known <= capability)
+    return architecture, properties.multi_processor_count
 
 
 def launch_for(variant: str, width: int, like: torch.Tensor) -> Launch:

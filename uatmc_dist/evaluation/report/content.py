@@ -29,6 +29,7 @@ def hits_by_size(runs: Sequence[RunFiles], attack: str) -> Figure:
             continue
         before, bound = found[0][f"hit@{k}_before"], found[0][f"certified_hit@{k}_any_content"]
         anything, last = found[0][f"hit@{k}_any_content"], found[-1]["size"]
+        certificate = "none" if bound is None else round(bound, 6)
         points = [(0.0, before), *((result["size"], result[f"hit@{k}_after"]) for result in found)]
         traces.append(curve(run.name, points, index))
         for name, level, dash in (("any content", anything, "dot"), ("certificate", bound, "dash")):
@@ -45,7 +46,6 @@ def hits_by_size(runs: Sequence[RunFiles], attack: str) -> Figure:
                 r["targets"],
             )
             for r in found
-            for certificate in ["none" if bound is None else round(bound, 6)]
         ]
     return Figure(
         f"Hit rate after {_TITLES[attack]}",
