@@ -59,6 +59,11 @@ def test_ranks_certify_what_one_process_certifies(model, counts, write_config, t
         found[ranks] = [entry["certified_hit@10"] for entry in [*report["results"], *report["any_content"]]]
         assert len(found[ranks]) == 4 * 2 + 3 and pq.read_table(run / "certificate.parquet").num_rows == 203
     assert all(found[ranks] == pytest.approx(found[1], abs=1e-6) for ranks in counts)
+    lines = [json.loads(line) for line in (run / "traffic.jsonl").read_text().splitlines()]
+    assert [(line["verb"], line["ranks"]) for line in lines] == [("certify", ranks) for ranks in counts[1:]]
+    # Users and the lists that make the bars; a rank that has all of it receives nothing.
+    assert all(line["all_gathered_bytes"] > 0 and line["peak_memory_bytes"] > 1 << 20 for line in lines)
+    assert not list(run.glob("certificate-*"))
 
 
 @pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("own users", (1, 2)), ("mmgcn", (1, 2, 4))])

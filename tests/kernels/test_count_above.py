@@ -22,6 +22,17 @@ def test_counts_equal_the_reference(triton_device, implementation, num_users, nu
     counts = count_above(*on(device, *inputs), implementation=implementation)
     assert counts.dtype == torch.int64
     assert torch.equal(counts.cpu(), truth)
+    boni = integers(num_users, 3)
+    truths = [count_above(*inputs[:3], bonus, implementation="reference") for bonus in boni.unbind(1)]
+    of_all = count_above(*on(device, *inputs[:3], boni), implementation=implementation)
+    assert of_all.dtype == torch.int64 and torch.equal(of_all.cpu(), torch.stack(truths))
+
+
+def test_more_users_than_a_byte_counts():
+    users, items = torch.ones(600, 2), torch.ones(3, 2)
+    boni = torch.stack([torch.zeros(600), torch.arange(600.0)], dim=1)
+    counts = count_above(users, items, torch.full((600,), 100.0), boni)
+    assert counts.tolist() == [[0] * 3, [501] * 3]
 
 
 def test_hits_of_a_ranking_are_counts_above_the_next_score():
@@ -38,5 +49,6 @@ def test_wrong_arguments_are_named():
     users, items = torch.ones(4, 3), torch.ones(5, 3)
     with pytest.raises(ValueError, match="thresholds_B"):
         count_above(users, items, torch.ones(5), torch.ones(4))
-    with pytest.raises(ValueError, match="bonus_B"):
-        count_above(users, items, torch.ones(4), torch.ones(4, 1))
+    for shape in (5,), (5, 1), (4, 1, 1), ():
+        with pytest.raises(ValueError, match="bonus_B"):
+            count_above(users, items, torch.ones(4), torch.ones(shape))

@@ -15,7 +15,6 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.evaluation.certificate import any_content_hits, certified_hits, certify
 from uatmc_dist.evaluation.promotion import attack_model
-from uatmc_dist.evaluation.scenes import Bars
 from uatmc_dist.evaluation.sweep import Swept
 
 
@@ -37,11 +36,10 @@ def test_no_attack_of_the_suite_passes_the_certificate(seed, users, dim, epsilon
     twin = RandomModel(users, 30, dim, seed + 1, scale, modalities)
     drawn = scene(model, 4, surrogate=scene(twin, 4).targets)
     bound_T = drawn.certified_hits(budget)
-    bars = Bars.of(model, (4,))
     if budget.replaces:
-        of_catalog_N = any_content_hits(Swept.whole(model, bars, 4), modalities)
+        of_catalog_N = any_content_hits(Swept.whole(model, 4), modalities)
     else:
-        of_catalog_N = certified_hits(Swept.whole(model, bars, 4), budget)
+        of_catalog_N = certified_hits(Swept.whole(model, 4), [budget])[0]
     assert (of_catalog_N >= bound_T.numpy() - 1e-12).all()
     for attack in attacks_of(AttackConfig(apgd_steps=8, queries=15), modalities):
         for deltas in attack(drawn.targets, budget, torch.Generator().manual_seed(seed)):
@@ -63,9 +61,7 @@ def test_it_equals_the_worst_case_user_by_user(budget_of, epsilon):
         bar = torch.where(scores[:, item] >= top[:, 9], top[:, 10], top[:, 9])
         bonus = reach_v * model.v_Nd[item].norm() + reach_t * model.t_Nd[item].norm()
         counts[item] = (scores[:, item] + budget.epsilon * bonus > bar).double().mean()
-    np.testing.assert_allclose(
-        certified_hits(Swept.whole(model, Bars.of(model, (10,)), 10), budget), counts, atol=1e-12
-    )
+    np.testing.assert_allclose(certified_hits(Swept.whole(model, 10), [budget])[0], counts, atol=1e-12)
     np.testing.assert_allclose(scene(model, 10).certified_hits(budget).numpy(), counts, atol=1e-12)
 
 
@@ -87,9 +83,7 @@ def test_any_content_equals_the_worst_case_user_by_user(modalities):
     top = scores.sort(dim=1, descending=True).values
     bars = torch.where(scores >= top[:, 9:10], top[:, 10:11], top[:, 9:10])
     counts = (raised > bars).double().mean(0).numpy()
-    np.testing.assert_allclose(
-        any_content_hits(Swept.whole(model, Bars.of(model, (10,)), 10), modalities), counts, atol=1e-12
-    )
+    np.testing.assert_allclose(any_content_hits(Swept.whole(model, 10), modalities), counts, atol=1e-12)
     if modalities == MODALITIES:
         np.testing.assert_allclose(scene(model, 10).certified_hits(AnyContent()).numpy(), counts, atol=1e-12)
 

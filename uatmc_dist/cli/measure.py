@@ -28,18 +28,20 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     lists: Annotated[Path | None, typer.Option(help="Write every user's 50 best items there, too (Parquet).")] = None,
 ) -> None:
-    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json.
+    """Full ranking of a trained model beside the baselines, training items masked; writes evaluation.json, and can be
+    resumed.
 
     Under torchrun (torchrun ... -m uatmc_dist.cli evaluate RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import comparison, on_ranks
     from uatmc_dist.evaluation.beyond import BeyondAccuracy
+    from uatmc_dist.evaluation.kept import KeptLists
     from uatmc_dist.evaluation.ranking import RankedUsers, rank_catalog, rank_model, write_lists
     from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.tables import accuracy
 
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
-    is_first = True
+    world, is_first = None, True
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
@@ -55,8 +57,9 @@ def evaluate(
         if lists is not None:
             ranked.append(users)
 
-    with shown("users", is_first) as progress:
-        metrics = ranked_by(catalog, split, config.evaluation.users_per_batch, progress, on_ranked)
+    kept = KeptLists.of_run(run, catalog, split, is_first)
+    with shown("users", is_first) as progress, on_ranks.logged(run, "evaluate", world):
+        metrics = ranked_by(catalog, split, config.evaluation.users_per_batch, progress, on_ranked, kept)
     if not is_first:
         return
     if lists is not None:
@@ -69,6 +72,7 @@ def evaluate(
     metric = config.evaluation.metric
     compared = baselines.compare(metric, split, metrics[metric], run, comparison.EVALUATE_WITHIN_S)
     path = folder.write_json("evaluation.json", comparison.to_json(catalog, figures, compared))
+    kept.drop()
     accuracy.print_accuracy(console, run, figures, compared)
     accuracy.print_beside_baselines(console, run, figures, compared)
     tell_written(path)
@@ -90,7 +94,7 @@ def attack(
     from uatmc_dist.models.trained import ModelFile, TrainedModel
     from uatmc_dist.tables.attacks import print_attacks
 
-    is_first = True
+    world, is_first = None, True
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides, on_ranks.load_to_attack)
         is_first, dense = world.is_first, blocks.dense if config.model.content else None
@@ -105,7 +109,7 @@ def attack(
     if is_first and dense is not None:
         _tell_left_out(config.attack.attacks, dense.modalities)
     kept = KeptScenes.of_run(run, catalog, config.attack, None if surrogate is None else surrogate[0], is_first)
-    with shown("scenes", is_first) as progress:
+    with shown("scenes", is_first) as progress, on_ranks.logged(run, "attack", world):
         report = measured(progress, kept)
     if not is_first:
         return
@@ -145,7 +149,8 @@ def _surrogate(config: Any, load: Callable[[Path], Any], is_first: bool = True) 
 
 @app.command()
 def certify(run: RunPath, overrides: Overrides = None) -> None:
-    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet.
+    """Upper bound on what ANY attack within the budget can do; writes certificate.json and certificate.parquet, and can
+    be resumed.
 
     Under torchrun (torchrun ... -m uatmc_dist.cli certify RUN) no rank holds the whole model."""
     import pyarrow as pa
@@ -154,21 +159,25 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.certificate import certify as certified
     from uatmc_dist.evaluation.certificate import certify_swept
+    from uatmc_dist.evaluation.kept import KeptSweep
     from uatmc_dist.tables.attacks import print_certificate
 
+    world, is_first = None, True
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
-        swept, attacks = on_ranks.swept_on_ranks(blocks, config, catalog, world), folder.read_json("attack.json")
-        with shown("sweeps", world.is_first) as progress:
-            found = certify_swept(swept, catalog, config.attack, attacks, progress)
-        if not world.is_first:
-            return
+        is_first = world.is_first
+        measured = partial(certify_swept, on_ranks.swept_on_ranks(blocks, config, catalog, world))
     else:
         folder, config, catalog, model = opened(run, overrides)
-        with shown("sweeps") as progress:
-            found = certified(model, catalog, config.attack, folder.read_json("attack.json"), progress)
+        measured = partial(certified, model)
+    attacks, kept = folder.read_json("attack.json"), KeptSweep.of_run(run, catalog, config.attack)
+    with shown("blocks of users", is_first) as progress, on_ranks.logged(run, "certify", world):
+        found = measured(catalog, config.attack, attacks, progress, kept)
+    if not is_first:
+        return
     folder.write("certificate.parquet", lambda unfinished: pq.write_table(pa.table(found.columns), unfinished))
     path = folder.write_json("certificate.json", found.report)
+    kept.drop()
     print_certificate(console, run, found.report, catalog.num_items)
     tell_written(path)
 
@@ -182,7 +191,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
     from uatmc_dist.tables.attacks import print_mismatch
 
-    is_first = True
+    world, is_first = None, True
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
@@ -192,7 +201,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         folder, config, catalog, trained = opened(run, overrides)
         model = Measured.whole(trained)
         start = partial(Measured.whole_start, config, catalog)
-    with shown("models", is_first) as progress:
+    with shown("models", is_first) as progress, on_ranks.logged(run, "mismatch", world):
         report = measure_mismatch(config, catalog, model, start, progress)
     if not is_first:
         return

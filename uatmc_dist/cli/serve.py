@@ -1,5 +1,6 @@
 """Verbs that hand a trained model on."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,19 +27,21 @@ def export(
     from uatmc_dist.evaluation.card import model_card
     from uatmc_dist.models.export import Vectors, export_model, write_projector
 
-    is_first = True
+    world, is_first = None, True
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, None)
         is_first = world.is_first
-        model = on_ranks.exported_blocks(blocks, config, catalog)
+        exported = partial(on_ranks.exported_blocks, blocks, config, catalog)
     else:
         folder, config, catalog, trained = opened(run, None)
-        model = Vectors.whole(trained)
-    card = model_card(config, catalog.meta, folder.read_json, model.history is not None)
-    written = export_model(model, catalog, out or run / "export", card)
+        exported = partial(Vectors.whole, trained)
     board = run / "tensorboard"
-    if projector:
-        written.append(write_projector(model, catalog, board))
+    with on_ranks.logged(run, "export", world):
+        model = exported()
+        card = model_card(config, catalog.meta, folder.read_json, model.history is not None)
+        written = export_model(model, catalog, out or run / "export", card)
+        if projector:
+            written.append(write_projector(model, catalog, board))
     if is_first:
         for path in written:
             tell_written(path)

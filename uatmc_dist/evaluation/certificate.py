@@ -6,7 +6,7 @@ does not lift the item over their k-th best score are safe from it, whatever the
     U  users    N  items    d  width of a projected row
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,10 +18,12 @@ from uatmc_dist.adversary.budget import AnyContent, Ball, Definition, Norm, wors
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
+from uatmc_dist.evaluation.kept import KeptSweep
 from uatmc_dist.evaluation.promotion import STRONGEST, find_result
-from uatmc_dist.evaluation.scenes import ROUNDING, Bars
+from uatmc_dist.evaluation.ranking import Progress
+from uatmc_dist.evaluation.scenes import ROUNDING
 from uatmc_dist.evaluation.stage import lengths
-from uatmc_dist.evaluation.sweep import Swept
+from uatmc_dist.evaluation.sweep import Count, Pass, Swept
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.parallel.item_parallel import max_over_ranks
 from uatmc_kernels import count_above
@@ -60,12 +62,12 @@ def certify(
     catalog: Catalog,
     config: AttackConfig,
     attack: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
+    kept: KeptSweep | None = None,
 ) -> Certificate:
     """`certify_swept` of a model that is here as a whole. Raises UserError for one without a certificate."""
     check_certifiable(model.dense is not None, model.is_linear)
-    bars = Bars.of(model, lengths(config.k, len(model.identity_Nd)))
-    return certify_swept(Swept.whole(model, bars, config.k), catalog, config, attack, progress)
+    return certify_swept(Swept.whole(model, config.k), catalog, config, attack, progress, kept)
 
 
 def certify_swept(
@@ -73,39 +75,42 @@ def certify_swept(
     catalog: Catalog,
     config: AttackConfig,
     attack: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
+    kept: KeptSweep | None = None,
 ) -> Certificate:
     """Certified Hit@k of every item over all users, for both norms, both budgets and every epsilon. Collective.
 
     `attack` is the run's attack.json, whose strongest attack is put beside the bound for the same targets and anchors.
-    `progress(done, total)` counts sweeps over the catalog.
+    `progress` counts blocks of users. Raises UserError where the catalog has no more than k items.
     """
+    lengths(config.k, swept.block.num_items)
     source_ids, titles = catalog.titles()
     num_items, of_model = swept.block.num_items, swept.dense.modalities
-    columns: dict[str, np.ndarray] = {"item": np.arange(num_items)}
-    found: dict[Ball, np.ndarray] = {}
-    entries = []
+    threats = [
+        (norm, definition, epsilon, Ball.of_attack(epsilon, norm, definition, swept.v_nd.shape[1]))
+        for norm, definition in THREATS
+        for epsilon in config.epsilons
+    ]
+    balls = list(dict.fromkeys(ball for *_, ball in threats))  # two definitions may be the same ball
     replaced = replaceable(of_model)
-    total = len(THREATS) * len(config.epsilons) + len(replaced)
-    for norm, definition in THREATS:
-        for epsilon in config.epsilons:
-            budget = Ball.of_attack(epsilon, norm, definition, swept.v_nd.shape[1])
-            if budget not in found:
-                found[budget] = certified_hits(swept, budget)
-            bound_N = columns[f"{norm}_{definition}_{epsilon:g}"] = found[budget]
-            entries.append(
-                {
-                    "norm": norm,
-                    "budget": definition,
-                    "epsilon": epsilon,
-                    **_summary(bound_N, config.k, source_ids, titles),
-                    "strongest_attack": _strongest(attack, norm, definition, epsilon, config.k),
-                }
-            )
-            progress(len(entries), total)
+    passes = [_within(swept, balls), *(_replaced(swept, modalities) for modalities in replaced)]
+    bounds_PN = swept.sweep(passes, kept, progress)
+    of_ball = dict(zip(balls, bounds_PN, strict=False))
+    columns: dict[str, np.ndarray] = {"item": np.arange(num_items)}
+    entries = []
+    for norm, definition, epsilon, ball in threats:
+        bound_N = columns[f"{norm}_{definition}_{epsilon:g}"] = of_ball[ball]
+        entries.append(
+            {
+                "norm": norm,
+                "budget": definition,
+                "epsilon": epsilon,
+                **_summary(bound_N, config.k, source_ids, titles),
+                "strongest_attack": _strongest(attack, norm, definition, epsilon, config.k),
+            }
+        )
     any_content = []
-    for modalities in replaced:
-        bound_N = any_content_hits(swept, modalities)
+    for modalities, bound_N in zip(replaced, bounds_PN[len(balls) :], strict=True):
         columns[f"any_content_{'_'.join(modalities)}"] = bound_N
         any_content.append(
             {
@@ -114,7 +119,6 @@ def certify_swept(
                 "strongest_attack": _strongest_of_any_content(attack, modalities, of_model, config.k),
             }
         )
-        progress(len(entries) + len(any_content), total)
     report = {
         "k": config.k,
         "users": swept.num_users,
@@ -152,59 +156,83 @@ def _summary(bound_N: np.ndarray, k: int, source_ids: Sequence[Any], titles: Seq
     }
 
 
-def certified_hits(swept: Swept, budget: Ball) -> np.ndarray:
-    """For every item the largest share of users that could come to have it in their top k, [N].
+def certified_hits(swept: Swept, balls: Sequence[Ball]) -> np.ndarray:
+    """For every item the largest share of users that could come to have it in their top k, [len(balls), N]. Collective.
 
     Streams over users and items; float64, so that no attack passes the bound by rounding.
     """
-    items_nK = swept.items_nK.double()
-    w_v, w_t = (weight.double() for weight in swept.dense.fusion()[:2])
-    lengths_n2 = torch.stack([rows.double().norm(dim=1) for rows in (swept.v_nd, swept.t_nd)], dim=1)
-    # Projected rows are unit rows up to rounding, or zero.
-    is_kind = [((lengths_n2 > 0.5) == torch.tensor(kind)).all(dim=1) for kind in product((False, True), repeat=2)]
-    longest = [_largest(lengths_n2[of_kind]) for of_kind in is_kind]
+    return swept.sweep([_within(swept, balls)])
 
-    def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
-        counts_n = torch.zeros(len(items_nK), dtype=torch.int64)
-        for of_kind, of_longest in zip(is_kind, longest, strict=True):
-            if of_kind.any():
-                visual, text = (Ball(budget.epsilon * most * (1 + ROUNDING), budget.norm) for most in of_longest)
-                bonus_B = worst_case_bonus(users_BK[:, -w_v.shape[0] :], w_v, w_t, visual, text)
-                counts_n[of_kind] = count_above(users_BK, items_nK[of_kind], thresholds_B, bonus_B)
-        return counts_n
 
-    return swept.sweep(count)
+def any_content_hits(swept: Swept, modalities: Sequence[str]) -> np.ndarray:
+    """The same, [N], where the rows of these modalities may become any rows of length 1 (docs/algorithm.md, 7.1)."""
+    bound_N: np.ndarray = swept.sweep([_replaced(swept, modalities)])[0]
+    return bound_N
+
+
+def _within(swept: Swept, balls: Sequence[Ball]) -> Pass:
+    """One product serves all balls: they differ in what they add to a user's scores."""
+
+    def counter() -> Count:
+        w_v, w_t = (weight.double() for weight in swept.dense.fusion()[:2])
+        lengths_n2 = torch.stack([rows.double().norm(dim=1) for rows in (swept.v_nd, swept.t_nd)], dim=1)
+        # Projected rows are unit rows up to rounding, or zero.
+        is_long_n2 = lengths_n2 > 0.5
+        is_kind = [(is_long_n2 == is_long_n2.new_tensor(kind)).all(1) for kind in product((False, True), repeat=2)]
+        longest = [_largest(lengths_n2[of_kind]) for of_kind in is_kind]
+        kinds = [
+            (of_kind, swept.items_nK[of_kind].double(), of_longest)
+            for of_kind, of_longest in zip(is_kind, longest, strict=True)
+            if of_kind.any()
+        ]
+
+        def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
+            counts_Pn = torch.zeros(len(balls), len(lengths_n2), dtype=torch.int64, device=users_BK.device)
+            content_BC = users_BK[:, -w_v.shape[0] :]
+            for of_kind, items_mK, of_longest in kinds:
+                boni = []
+                for ball in balls:
+                    visual, text = (Ball(ball.epsilon * most * (1 + ROUNDING), ball.norm) for most in of_longest)
+                    boni.append(worst_case_bonus(content_BC, w_v, w_t, visual, text))
+                counts_Pn[:, of_kind] = count_above(users_BK, items_mK, thresholds_B, torch.stack(boni, dim=1))
+            return counts_Pn
+
+        return count
+
+    return Pass(len(balls), counter)
+
+
+def _replaced(swept: Swept, modalities: Sequence[str]) -> Pass:
+    """The modalities' terms are taken out of each item, and the largest that they can come to is added: ||W_v^T h|| for
+    the photo."""
+
+    def counter() -> Count:
+        items_nK = swept.items_nK.double()
+        fusion = {name: weight.double() for name, weight in zip(MODALITIES, swept.dense.fusion(), strict=False)}
+        rows = {"visual": swept.v_nd, "text": swept.t_nd}
+        width = fusion["visual"].shape[0]
+        lengths_n2 = torch.stack([rows[name].double().norm(dim=1) for name in MODALITIES], dim=1)
+        # What is there may be a little longer than 1, by rounding, and may stay.
+        longest = {
+            name: max(1.0, most) * (1 + ROUNDING) for name, most in zip(MODALITIES, _largest(lengths_n2), strict=True)
+        }
+        for name in modalities:
+            items_nK[:, -width:] -= rows[name].double() @ fusion[name].T
+
+        def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
+            content_BC = users_BK[:, -width:]
+            most = [longest[name] * AnyContent().most(content_BC @ fusion[name]) for name in modalities]
+            return count_above(users_BK, items_nK, thresholds_B, torch.stack(most).sum(0)[:, None])
+
+        return count
+
+    return Pass(1, counter)
 
 
 def _largest(lengths_m2: torch.Tensor) -> list[float]:
     """Of each column, over all ranks; 0 where there is no row."""
     largest_2 = lengths_m2.amax(dim=0) if len(lengths_m2) else lengths_m2.new_zeros(2)
     return max_over_ranks(largest_2).tolist()
-
-
-def any_content_hits(swept: Swept, modalities: Sequence[str]) -> np.ndarray:
-    """The same, [N], where the rows of these modalities may become any rows of length 1 (docs/algorithm.md, 7.1).
-
-    Their terms are taken out of each item, and the largest that they can come to is added: ||W_v^T h|| for the photo.
-    """
-    items_nK = swept.items_nK.double()
-    fusion = dict(zip(MODALITIES, swept.dense.fusion(), strict=False))
-    rows = {"visual": swept.v_nd, "text": swept.t_nd}
-    width = fusion["visual"].shape[0]
-    lengths_n2 = torch.stack([rows[name].double().norm(dim=1) for name in MODALITIES], dim=1)
-    # What is there may be a little longer than 1, by rounding, and may stay.
-    longest = {
-        name: max(1.0, most) * (1 + ROUNDING) for name, most in zip(MODALITIES, _largest(lengths_n2), strict=True)
-    }
-    for name in modalities:
-        items_nK[:, -width:] -= rows[name].double() @ fusion[name].double().T
-
-    def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
-        content_BC = users_BK[:, -width:]
-        most = [longest[name] * AnyContent().most(content_BC @ fusion[name].double()) for name in modalities]
-        return count_above(users_BK, items_nK, thresholds_B, torch.stack(most).sum(0))
-
-    return swept.sweep(count)
 
 
 def _strongest_of_any_content(

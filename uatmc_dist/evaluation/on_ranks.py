@@ -3,6 +3,9 @@ training. No rank ever holds all users, items or features.
 """
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,17 +26,20 @@ from uatmc_dist.evaluation.promotion import (
     threat_model_of,
 )
 from uatmc_dist.evaluation.ranking import Progress
-from uatmc_dist.evaluation.scenes import Bars, Cast, best_scores
+from uatmc_dist.evaluation.scenes import Bars, Cast
 from uatmc_dist.evaluation.stage import LinearStage, lengths
-from uatmc_dist.evaluation.sweep import Swept, lowered
+from uatmc_dist.evaluation.sweep import Swept
 from uatmc_dist.evaluation.tallies import KeptScenes
+from uatmc_dist.json_lines import add_line
+from uatmc_dist.logs import peak_memory_bytes
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.export import Vectors
 from uatmc_dist.models.files import AT_ONCE, Pieces
 from uatmc_dist.models.on_first import pieces_on_first
 from uatmc_dist.models.trained import ModelFile, TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock
-from uatmc_dist.parallel.process_group import World
+from uatmc_dist.parallel.process_group import World, any_rank
+from uatmc_dist.parallel.traffic import TRAFFIC
 
 
 def _unseen(done: int, total: int) -> None:
@@ -43,6 +49,22 @@ def _unseen(done: int, total: int) -> None:
 def is_launched() -> bool:
     """Whether torchrun has started this command: then each rank has its block on its device, also where it is alone."""
     return "RANK" in os.environ
+
+
+@contextmanager
+def logged(run: Path, verb: str, world: World | None) -> Iterator[None]:
+    """A line of the run's traffic.jsonl when the block has ended: seconds, what the first rank has received, and the
+    most that a rank has held. `world` None: not under torchrun, and nothing is written. Collective."""
+    TRAFFIC.take()
+    begun = time.monotonic()
+    yield
+    if world is None:
+        return
+    seconds, received = time.monotonic() - begun, TRAFFIC.take()
+    peak = any_rank(peak_memory_bytes(world.device))
+    if world.is_first:
+        line = {"verb": verb, "ranks": world.size, "seconds": round(seconds, 3), **received, "peak_memory_bytes": peak}
+        add_line(run / "traffic.jsonl", line)
 
 
 def load_blocks(
@@ -132,12 +154,9 @@ def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world
     """What a certificate goes over. Collective. Raises UserError for a model without a certificate."""
     check_certifiable(config.model.content, _is_linear(config))
     ranking, block = model.ranking(), _block(catalog, world)
-    users = lambda chosen: ranking.user_rows(torch.arange(chosen.start, chosen.stop)).cpu()  # noqa: E731
-    best = best_scores(ranking.user_rows, catalog.num_users, ranking.items_nK, config.attack.k)
-    bars_U = torch.cat([scores_Bk[:, -1] for scores_Bk in best])
-    _, v_nd, t_nd = content_rows(model, torch.arange(block.lo, block.hi))
-    items_nK, dense = ranking.items_nK.cpu(), model.dense.cpu().requires_grad_(False)
-    return Swept(catalog.num_users, block, users, lowered(bars_U), items_nK, v_nd, t_nd, dense)
+    items_nK, dense = ranking.items_nK, model.dense.requires_grad_(False)
+    _, v_nd, t_nd = (rows.to(items_nK.device) for rows in content_rows(model, torch.arange(block.lo, block.hi)))
+    return Swept(catalog.num_users, block, config.attack.k, ranking.user_rows, items_nK, v_nd, t_nd, dense)
 
 
 def attack_on_ranks(

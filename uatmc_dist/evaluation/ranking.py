@@ -18,6 +18,7 @@ from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.exact_topk import ExactTopk
+from uatmc_dist.evaluation.kept import KeptLists
 from uatmc_dist.models.backbone import Ranking
 from uatmc_dist.models.trained import TrainedModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk
@@ -46,6 +47,7 @@ def rank_split(
     users_per_batch: int,
     progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
+    kept: KeptLists | None = None,
 ) -> dict[str, float]:
     """Recall, NDCG, precision and MAP at 5, 10, 20 and 50, as means over the users of the split.
 
@@ -54,6 +56,7 @@ def rank_split(
     known       training items, masked
     progress    told of (users done, all users)
     on_ranked   given the lists themselves
+    kept        lists that an interrupted ranking has made, and those that this one makes
 
     Scores are computed in float64 and compared in float32 with ties broken by item, so that the figures are
     the same on any number of ranks. Collective.
@@ -66,7 +69,7 @@ def rank_split(
         scores_Bk, ids_Bk = best_here(user_rows(users_B), k, seen)
         return merge_topk(scores_Bk.cpu(), torch.where(ids_Bk >= 0, ids_Bk + block.lo, -1).cpu())
 
-    return rank_lists(best, split, num_users, block.num_items, users_per_batch, progress, on_ranked)
+    return rank_lists(best, split, num_users, block.num_items, users_per_batch, progress, on_ranked, kept)
 
 
 def rank_model(
@@ -76,11 +79,12 @@ def rank_model(
     users_per_batch: int,
     progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
+    kept: KeptLists | None = None,
 ) -> dict[str, float]:
     """`rank_catalog` of a model that is here as a whole."""
     whole = Ranking(lambda users_B: model.users_UK[users_B], model.items())
     block = ItemBlock(catalog.num_items, 0, 1)
-    return rank_catalog(whole, block, catalog, split, users_per_batch, progress, on_ranked)
+    return rank_catalog(whole, block, catalog, split, users_per_batch, progress, on_ranked, kept)
 
 
 def rank_catalog(
@@ -91,6 +95,7 @@ def rank_catalog(
     users_per_batch: int,
     progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
+    kept: KeptLists | None = None,
 ) -> dict[str, float]:
     """`rank_split` of a catalog's split, for this rank's block of its items. Collective."""
     return rank_split(
@@ -103,6 +108,7 @@ def rank_catalog(
         users_per_batch,
         progress,
         on_ranked,
+        kept,
     )
 
 
@@ -114,21 +120,28 @@ def rank_lists(
     users_per_batch: int,
     progress: Progress = lambda done, total: None,
     on_ranked: Callable[[RankedUsers], None] | None = None,
+    kept: KeptLists | None = None,
 ) -> dict[str, float]:
     """The metrics of `rank_split` for lists that anything makes; `best` masks the training items itself."""
     relevant = KnownPositives(*split, num_users, num_items)
     users = torch.from_numpy(np.unique(split[0]))
     per_user: dict[str, list[torch.Tensor]] = {}
-    for start in range(0, len(users), users_per_batch):
-        users_B = users[start : start + users_per_batch]
-        scores_Bk, ids_Bk = best(users_B, max(METRIC_KS))
+    kept = kept or KeptLists(None)
+    stop = 0
+    while stop < len(users):
+        start, stop = stop, min(stop + users_per_batch, len(users))
+        users_B = users[start:stop]
+        found = kept.lists(start, stop)
+        scores_Bk, ids_Bk = found or best(users_B, max(METRIC_KS))
+        if found is None:
+            kept.add(start, scores_Bk, ids_Bk)
         if on_ranked is not None:
             on_ranked(RankedUsers(users_B, ids_Bk, scores_Bk))
         hits_Bk = relevant.contains(users_B[:, None].expand_as(ids_Bk).reshape(-1), ids_Bk.reshape(-1))
         hits_Bk = hits_Bk.view_as(ids_Bk) & (ids_Bk >= 0)
         for name, values_B in metrics_of_hits(hits_Bk, relevant.num_items_of(users_B)).items():
             per_user.setdefault(name, []).append(values_B)
-        progress(min(start + users_per_batch, len(users)), len(users))
+        progress(stop, len(users))
     # Exact sums: the mean does not depend on how many users were ranked at a time.
     return {name: math.fsum(torch.cat(values).tolist()) / len(users) for name, values in per_user.items()}
 

@@ -53,7 +53,7 @@ class Bars:
     def ranked(cls, user_rows: UserRows, num_users: int, items_nK: torch.Tensor, ks: tuple[int, ...]) -> "Bars":
         """Collective where the items are shared out over ranks."""
         best, following = [], []
-        for scores in best_scores(user_rows, num_users, items_nK, ks[-1] + 1):
+        for scores in best_scores(ExactTopk(items_nK), user_rows, range(num_users), ks[-1] + 1):
             best.append(scores[:, [k - 1 for k in ks]])
             following.append(scores[:, list(ks)])
         return cls(ks, torch.cat(best), torch.cat(following), items_nK)
@@ -64,12 +64,11 @@ class Bars:
         return self.best_UJ[users, index], self.next_UJ[users, index]
 
 
-def best_scores(user_rows: UserRows, num_users: int, items_nK: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
-    """The k best scores of all users in float32, best first, nothing masked: [B, k], a block of users after the other.
-    Collective where the items are shared out over ranks."""
-    best_here = ExactTopk(items_nK)
-    for start in range(0, num_users, _USERS_AT_ONCE):
-        users_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, num_users)))
+def best_scores(best_here: ExactTopk, user_rows: UserRows, users: range, k: int) -> Iterator[torch.Tensor]:
+    """The k best scores of these users in float32, best first, nothing masked: [B, k], a block of users after the
+    other. `best_here` is of this rank's items. Collective where the items are shared out over ranks."""
+    for start in range(users.start, users.stop, _USERS_AT_ONCE):
+        users_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, users.stop)))
         scores_Bk, ids_Bk = best_here(users_BK, k)
         yield merge_topk(scores_Bk.cpu(), ids_Bk.cpu())[0]
 

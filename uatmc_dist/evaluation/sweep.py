@@ -1,56 +1,103 @@
 """How a certificate goes over a model: all users, a block at a time, against the items of this rank.
 
-U  users    N  items    n  items of this rank, all of them where there is one    B  users of a block
+U  users    N  items    n  items of this rank, all of them where there is one    B  users of a block    P  bounds
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from uatmc_dist.evaluation.scenes import Bars
+from uatmc_dist.evaluation.exact_topk import ExactTopk
+from uatmc_dist.evaluation.kept import KeptSweep
+from uatmc_dist.evaluation.ranking import Progress, UserRows
+from uatmc_dist.evaluation.scenes import best_scores
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.models.projectors import ContentModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, gather_rows
 
-_USERS_AT_ONCE = 1 << 14
+_USERS_AT_ONCE = 1 << 13
+
+Count = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""users_BK and the scores that they have to reach, float64 -> how many of them could come to have each item, [p, n]."""
+
+
+class Pass(NamedTuple):
+    """One sweep over the users, which gives several bounds."""
+
+    bounds: int
+    counter: Callable[[], Count]
+    """Asked for when its turn comes, as it holds a float64 copy of the items. Collective."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """Users whoever has them, and this rank's items with their projected rows."""
+    """Users whoever has them, and this rank's items with their projected rows; all of it on one device."""
 
     num_users: int
     block: ItemBlock
-    users: Callable[[slice], torch.Tensor]
-    """[B, K]. Collective."""
-    thresholds_U: torch.Tensor
-    """What a score has to reach, float64."""
+    k: int
+    user_rows: UserRows
+    """Collective."""
     items_nK: torch.Tensor
     v_nd: torch.Tensor
     t_nd: torch.Tensor
     dense: ContentModel
 
     @classmethod
-    def whole(cls, model: LinearModel, bars: Bars, k: int) -> "Swept":
+    def whole(cls, model: LinearModel, k: int) -> "Swept":
         assert model.dense is not None
-        users_UK, best_U = model.users_UK, bars.at(k)[0]
-        block = ItemBlock(len(bars.items_nK), 0, 1)
-        rows = bars.items_nK, model.v_Nd, model.t_Nd
-        return cls(len(users_UK), block, lambda chosen: users_UK[chosen], lowered(best_U), *rows, model.dense)
+        users_UK, items_NK = model.users_UK, model.items()
+        block = ItemBlock(len(items_NK), 0, 1)
+        rows = items_NK, model.v_Nd, model.t_Nd
+        return cls(len(users_UK), block, k, lambda ids_B: users_UK[ids_B], *rows, model.dense)
 
-    def sweep(self, count: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> np.ndarray:
-        """Shares of users [N], of counts [n] that `count(users_BK, thresholds_B)` gives. Collective."""
-        counts_n = torch.zeros(len(self.items_nK), dtype=torch.int64)
-        for start in range(0, self.num_users, _USERS_AT_ONCE):
-            chosen = slice(start, min(start + _USERS_AT_ONCE, self.num_users))
-            counts_n += count(self.users(chosen).double(), self.thresholds_U[chosen])
-        shares_n1 = counts_n.double().div(self.num_users)[:, None]
-        return gather_rows(shares_n1, self.block.sizes).squeeze(1).numpy()
+    def sweep(
+        self,
+        passes: Sequence[Pass],
+        kept: KeptSweep | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> np.ndarray:
+        """Shares of users [P, N], of what the passes count. First each user's bar is found. `progress` counts blocks of
+        users. Collective."""
+        kept = kept or KeptSweep(None)
+        starts = range(0, self.num_users, _USERS_AT_ONCE)
+        total = len(starts) * (1 + len(passes))
+        first_bound = np.cumsum([0, *(one.bounds for one in passes)])
+        bars_U = torch.zeros(self.num_users, dtype=torch.float64)
+        counts_Pn = torch.zeros(first_bound[-1], len(self.items_nK), dtype=torch.int64)
+        step, found = kept.load() or (0, {})
+        for name, values in found.items():
+            {"bars": bars_U, "counts": counts_Pn}[name].copy_(torch.from_numpy(values))
+        begun, count = 0, None
+        while step < total:
+            index, of_pass = step % len(starts), step // len(starts)
+            users = range(starts[index], min(starts[index] + _USERS_AT_ONCE, self.num_users))
+            if of_pass == 0:
+                bars_U[users.start : users.stop] = self._bars(users)
+            else:
+                if count is None or begun != of_pass:
+                    count = None  # before the next one copies the items
+                    begun, count = of_pass, passes[of_pass - 1].counter()
+                users_BK = self.user_rows(torch.arange(users.start, users.stop)).double()
+                bars_B = bars_U[users.start : users.stop].to(users_BK.device)
+                counts_Pn[first_bound[of_pass - 1] : first_bound[of_pass]] += count(users_BK, bars_B).cpu()
+            step += 1
+            kept.save(step, bars=bars_U.numpy(), counts=counts_Pn.numpy())
+            progress(step, total)
+        shares_nP = counts_Pn.T.double() / self.num_users
+        return gather_rows(shares_nP, self.block.sizes).T.numpy()
 
+    @cached_property
+    def _best_here(self) -> ExactTopk:
+        return ExactTopk(self.items_nK)
 
-def lowered(best_U: torch.Tensor) -> torch.Tensor:
-    """A score that rounds to the bar in float32 may be below it in float64, so the bar is lowered by one step. Who has
-    the item in the top k already keeps it: the clean score is at least the bar."""
-    return torch.nextafter(best_U, torch.full_like(best_U, -torch.inf)).double()
+    def _bars(self, users: range) -> torch.Tensor:
+        """What a score of these users has to reach, [B] float64: a score that rounds to the bar in float32 may be below
+        it in float64, so the bar is lowered by one step. Who has the item in the top k already keeps it: the clean
+        score is at least the bar."""
+        best_B = torch.cat([best_Bk[:, -1] for best_Bk in best_scores(self._best_here, self.user_rows, users, self.k)])
+        return torch.nextafter(best_B, torch.full_like(best_B, -torch.inf)).double()

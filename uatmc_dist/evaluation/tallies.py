@@ -2,8 +2,6 @@
 resumes.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.evaluation.kept import digest_of
 from uatmc_dist.json_lines import add_line, read_lines
 
 Epsilon = float | None
@@ -89,10 +88,8 @@ class KeptScenes:
         cls, run: Path, catalog: Catalog, config: AttackConfig, surrogate: Path | None, writes: bool = True
     ) -> "KeptScenes":
         """Those of the same model, catalog, options and surrogate."""
-        files = [folder / "model/model.safetensors" for folder in (run, surrogate) if folder is not None]
-        states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-        words = json.dumps([config.model_dump(mode="json"), catalog.digest, states])
-        return cls(run / f"attack-{hashlib.sha256(words.encode()).hexdigest()[:16]}.jsonl", writes)
+        runs = [folder for folder in (run, surrogate) if folder is not None]
+        return cls(run / f"attack-{digest_of(runs, catalog, config.model_dump(mode='json'))}.jsonl", writes)
 
     def add(self, seed: int, stratum: str, found: Stratum) -> None:
         if self._path is not None and self._writes:

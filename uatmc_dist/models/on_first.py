@@ -9,6 +9,7 @@ import torch.distributed as dist
 from uatmc_dist.models.files import AT_ONCE, Pieces
 from uatmc_dist.parallel.item_parallel import num_ranks
 from uatmc_dist.parallel.process_group import any_rank
+from uatmc_dist.parallel.traffic import TRAFFIC
 
 
 def pieces_on_first(rows_nX: torch.Tensor) -> Pieces:
@@ -29,6 +30,7 @@ def pieces_on_first(rows_nX: torch.Tensor) -> Pieces:
             for start in range(0, size, AT_ONCE):
                 piece = torch.empty(min(AT_ONCE, size - start), width, dtype=rows_nX.dtype)
                 dist.recv(piece, src=rank)
+                TRAFFIC.received(piece.nbytes)
                 yield piece
 
     return Pieces(sum(map(int, sizes)), width, rows)

@@ -2,11 +2,15 @@
 messages round a ring, up to 2 (R - 1) of them one after another, and each wakes a process; in an all-to-all every rank
 writes to every other at once. What comes out is the same, bit by bit, on every rank: shares are added in rank order.
 
+What travels is counted (traffic.py).
+
     R  ranks
 """
 
 import torch
 import torch.distributed as dist
+
+from uatmc_dist.parallel.traffic import TRAFFIC
 
 _SMALL_BYTES = 1 << 16
 """R copies of so much are there sooner than the ring's 2 (R - 1) / R."""
@@ -14,6 +18,7 @@ _SMALL_BYTES = 1 << 16
 
 def reduced(values: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
     """The ranks' values reduced, number by number: SUM or MAX."""
+    TRAFFIC.all_reduced(values.nbytes)
     if values.device.type == "cpu" and values.nbytes <= _SMALL_BYTES:
         copies_R = values.reshape(1, -1).expand(dist.get_world_size(), -1).contiguous()
         received_R = torch.empty_like(copies_R)
@@ -29,6 +34,7 @@ def gathered(rows_n: torch.Tensor, on_the_way: list[dist.Work] | None = None) ->
     into it is done."""
     ranks, is_async = dist.get_world_size(), on_the_way is not None
     all_rows = rows_n.new_empty((ranks * rows_n.shape[0], *rows_n.shape[1:]))
+    TRAFFIC.gathered(all_rows.nbytes)
     if rows_n.device.type == "cpu":
         copies = rows_n.expand(ranks, *rows_n.shape).reshape(all_rows.shape)
         work = dist.all_to_all_single(all_rows, copies, async_op=is_async)
@@ -41,6 +47,7 @@ def gathered(rows_n: torch.Tensor, on_the_way: list[dist.Work] | None = None) ->
 
 def scattered_sum(rows: torch.Tensor) -> torch.Tensor:
     """Sum over ranks, of which each keeps its own block of rows."""
+    TRAFFIC.reduce_scattered(rows.nbytes)
     ranks = dist.get_world_size()
     kept = rows.new_empty((rows.shape[0] // ranks, *rows.shape[1:]))
     if rows.device.type == "cpu":

@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from uatmc_dist.parallel import collectives
-from uatmc_dist.parallel.traffic import TRAFFIC
 from uatmc_dist.parallel.upload import upload
 
 
@@ -135,7 +134,6 @@ def logsumexp_over_ranks(local_B: torch.Tensor) -> torch.Tensor:
     if num_ranks() == 1:
         return local_B
     largest_B = collectives.reduced(local_B.detach(), dist.ReduceOp.MAX)
-    TRAFFIC.all_reduced(largest_B.nbytes)
     largest_B.masked_fill_(largest_B == -torch.inf, 0)
     total_B = sum_over_ranks((local_B - largest_B).exp())
     # Where no rank has an item: log(0) would be right, and its gradient NaN.
@@ -235,7 +233,6 @@ class _SumRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, partial: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        TRAFFIC.all_reduced(partial.nbytes)
         return collectives.reduced(partial)
 
     @staticmethod
@@ -256,7 +253,6 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, on_the_way: list[dist.Work] | None) -> torch.Tensor:  # type: ignore[override]
-        TRAFFIC.gathered(num_ranks() * rows.nbytes)
         return collectives.gathered(rows, on_the_way)
 
     @staticmethod
@@ -269,7 +265,6 @@ class _ReduceScatterRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        TRAFFIC.reduce_scattered(rows.nbytes)
         return collectives.scattered_sum(rows)
 
     @staticmethod

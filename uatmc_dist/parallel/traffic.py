@@ -14,7 +14,7 @@ import torch.distributed as dist
 @dataclass
 class Traffic:
     all_gathered_bytes: float = 0.0
-    """User rows of the batch, and what the alignment term gathers."""
+    """User rows of the batch, what the alignment term gathers, lists that are merged, what the first rank writes."""
     reduced_bytes: float = 0.0
     """Reduce-scatters and all-reduces: gradients of the user rows, sums of histories, positive scores, dense
     gradients."""
@@ -27,6 +27,10 @@ class Traffic:
 
     def all_reduced(self, result_bytes: int) -> None:
         self.reduced_bytes += 2 * result_bytes * _share_of_others()
+
+    def received(self, num_bytes: int) -> None:
+        """From one other rank."""
+        self.all_gathered_bytes += num_bytes
 
     def take(self) -> dict[str, float]:
         """What was counted since the last call."""

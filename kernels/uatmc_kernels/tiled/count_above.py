@@ -5,20 +5,29 @@ import torch
 from uatmc_kernels._dispatch import accumulator_dtype
 from uatmc_kernels.tiled._tiles import tile_width
 
+_USERS_AT_ONCE = 255
+"""A byte counts so many: on a CPU bytes are added twenty times as fast as Booleans."""
+
 
 def count_above(
-    users_BK: torch.Tensor, items_NK: torch.Tensor, thresholds_B: torch.Tensor, bonus_B: torch.Tensor
+    users_BK: torch.Tensor, items_NK: torch.Tensor, thresholds_B: torch.Tensor, boni_BP: torch.Tensor
 ) -> torch.Tensor:
     dtype = accumulator_dtype(users_BK.dtype)
     users_BK = users_BK.to(dtype)
-    bonus_B1, thresholds_B1 = bonus_B.to(dtype)[:, None], thresholds_B.to(dtype)[:, None]
+    limits_PB1 = (thresholds_B.to(dtype)[:, None] - boni_BP.to(dtype)).T.contiguous()[:, :, None]
     num_users, num_items = users_BK.shape[0], items_NK.shape[0]
-    width = tile_width(num_users, num_items, dtype)
-    buffer = users_BK.new_empty(num_users * width)
-    counts_N = torch.zeros(num_items, dtype=torch.int64, device=users_BK.device)
+    width = tile_width(min(num_users, _USERS_AT_ONCE), num_items, dtype)
+    scores, above = (users_BK.new_empty(_USERS_AT_ONCE * width, dtype=kind) for kind in (dtype, torch.bool))
+    counts_PN = torch.zeros(len(limits_PB1), num_items, dtype=torch.int64, device=users_BK.device)
     for start in range(0, num_items, width):
-        items_TK = items_NK[start : start + width].to(dtype)
-        scores_BT = buffer[: num_users * len(items_TK)].view(num_users, len(items_TK))
-        torch.mm(users_BK, items_TK.T, out=scores_BT).add_(bonus_B1)
-        counts_N[start : start + width] = (scores_BT > thresholds_B1).sum(0)
-    return counts_N
+        counts_PT = counts_PN[:, start : start + width]
+        items_KT = items_NK[start : start + width].to(dtype).T
+        for first in range(0, num_users, _USERS_AT_ONCE):
+            chosen = slice(first, min(first + _USERS_AT_ONCE, num_users))
+            shape = chosen.stop - first, items_KT.shape[1]
+            scores_CT, above_CT = (buffer[: shape[0] * shape[1]].view(shape) for buffer in (scores, above))
+            torch.mm(users_BK[chosen], items_KT, out=scores_CT)
+            for counts_T, limits_B1 in zip(counts_PT, limits_PB1, strict=True):
+                torch.gt(scores_CT, limits_B1[chosen], out=above_CT)
+                counts_T += above_CT.view(torch.uint8).sum(0, dtype=torch.uint8)
+    return counts_PN

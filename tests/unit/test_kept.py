@@ -1,0 +1,94 @@
+"""Rankings and certificates that were interrupted go on, and give the figures of undisturbed ones."""
+
+import numpy as np
+import pytest
+
+from tests.unit.random_model import RandomModel
+from uatmc_dist.config import AttackConfig
+from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.evaluation import kept, sweep
+from uatmc_dist.evaluation.certificate import certify
+from uatmc_dist.evaluation.kept import KeptLists, KeptSweep
+from uatmc_dist.evaluation.ranking import RankedUsers, rank_model
+
+CONFIG = AttackConfig(k=5, epsilons=[0.05, 0.3])
+
+
+class TinyCatalog:
+    def titles(self):
+        return ["id"] * 60, ["title"] * 60
+
+
+def ranked(catalog, kept_lists=None, told=lambda done, total: None, at_once=7):
+    lists: list[RankedUsers] = []
+    model = RandomModel(catalog.num_users, catalog.num_items, 6)
+    figures = rank_model(model, catalog, "test", at_once, told, lists.append, kept_lists)  # type: ignore[arg-type]
+    return figures, *(np.concatenate([np.asarray(found[part]) for found in lists]) for part in range(3))
+
+
+def interrupted_at(step):
+    def told(done, total):
+        if done >= step:
+            raise KeyboardInterrupt
+
+    return told
+
+
+@pytest.mark.parametrize("cut, at_once, used", [(0, 7, 21), (30, 7, 14), (0, 5, 20), (700, 11, 11)])
+def test_a_ranking_goes_on(tiny_catalog, tmp_path, monkeypatch, cut, at_once, used):
+    catalog, path = Catalog(tiny_catalog), tmp_path / "evaluation-x.lists"
+    undisturbed = ranked(catalog)
+    with pytest.raises(KeyboardInterrupt):
+        ranked(catalog, KeptLists(path), interrupted_at(21))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - cut)
+    added, add = [], KeptLists.add
+    monkeypatch.setattr(KeptLists, "add", lambda self, start, *lists: added.append(start) or add(self, start, *lists))
+    again = ranked(catalog, KeptLists(path), at_once=at_once)
+    assert added[0] == used and again[0] == undisturbed[0]
+    for one, other in zip(again[1:], undisturbed[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    whole = KeptLists(path)
+    scores, ids = whole.lists(0, len(undisturbed[1])) or ([], [])
+    np.testing.assert_array_equal(ids, undisturbed[2])
+    np.testing.assert_array_equal(scores, undisturbed[3])
+    whole.drop()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_a_certificate_goes_on(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(sweep, "_USERS_AT_ONCE", 20)
+    monkeypatch.setattr(kept, "_EVERY_SECONDS", -1.0)
+    model, catalog = RandomModel(50, 60, 6), TinyCatalog()
+    undisturbed = certify(model, catalog, CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        certify(model, catalog, CONFIG, None, interrupted_at(step), KeptSweep(tmp_path, "x"))  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("certificate-x-0of1-*.npz"))) == min(step, 2)
+    told, again = [], KeptSweep(tmp_path, "x")
+    found = certify(model, catalog, CONFIG, None, lambda *at: told.append(at), again)  # type: ignore[arg-type]
+    assert told == [(done, 3 * 5) for done in range(step + 1, 16)]
+    assert found.report == undisturbed.report
+    for name, column in undisturbed.columns.items():
+        np.testing.assert_array_equal(found.columns[name], column)
+    again.drop()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other, agreed", [(3, 3), (2, 2), (0, None)], ids=["as far", "one behind", "has none"])
+def test_ranks_agree_where_to_go_on(tmp_path, monkeypatch, other, agreed):
+    monkeypatch.setattr(kept, "_EVERY_SECONDS", -1.0)
+    here = KeptSweep(tmp_path, "x")
+    for step in (1, 2, 3):
+        here.save(step, counts=np.arange(step))
+    asked = iter([-other, int(other == 0)])
+    monkeypatch.setattr(kept, "max_over_ranks", lambda value: value.clamp(min=next(asked)))
+    found = KeptSweep(tmp_path, "x").load()
+    assert (None if found is None else (found[0], found[1]["counts"].tolist())) == (
+        None if agreed is None else (agreed, list(range(agreed)))
+    )
+
+
+def test_nothing_is_written_of_a_short_certificate(tmp_path):
+    certify(RandomModel(50, 60, 6), TinyCatalog(), CONFIG, kept=KeptSweep(tmp_path, "x"))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
