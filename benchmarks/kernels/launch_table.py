@@ -181,7 +181,7 @@ def _runner(case: Case) -> Callable[[], object]:
         "perturbed_content": lambda: kernels.perturbed_content(g, w, w, rows, rows, None, 0.1, "l2"),
         "topk_64": lambda: kernels.topk_all_items(users, items, 50, None),
         "topk_128": lambda: kernels.topk_all_items(users, items, 100, None),
-        "count_above": lambda: kernels.count_above(users, items, positive, positive),
+        "count_above": lambda: kernels.count_above(users, items, positive, positive[:, None]),
     }[case.variant]
 
 

@@ -49,6 +49,10 @@ class PretendGpu(TorchDispatchMode):
             self._look(name, args, kwargs)
         if name in ("_to_copy", "copy_"):
             self._look_at_copy(name, args, kwargs, tensors, device)
+            if name == "copy_" and tensors[0].device.type != GPU.type and not isinstance(tensors[0], FakeTensor):
+                return tensors[0]
+            if device is not None and not is_asked:  # what the host got: numbers that it can go on with
+                return torch.zeros(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
         with _FAKE:
             return function(
                 *tree_map_only(torch.Tensor, _as_fake, args), **tree_map_only(torch.Tensor, _as_fake, kwargs)

@@ -44,7 +44,7 @@ def ops(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "perturb": lambda: kernels.perturb(g, w, w, features, features, 0.1, "l2"),
         "perturbed_content": lambda: kernels.perturbed_content(g, w, w, features, features, None, 0.1, "l2"),
         "topk_all_items": lambda: kernels.topk_all_items(users, items, 50, seen),
-        "count_above": lambda: kernels.count_above(users, items, rows(B), rows(B)),
+        "count_above": lambda: kernels.count_above(users, items, rows(B), rows(B, 2)),
     }
     assert found.keys() == {*kernels.__all__}
     return found

@@ -68,6 +68,47 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str]]:
             yield f"{backbone}, {objective}, {name}", {"model": model, "adversarial": adversarial}, "adversarial"
 
 
+AFTER = ("evaluate", "certify", "attack", "attack while training")
+
+
+def after_training() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(name, sections of the configuration, verb)."""
+    few = {
+        "seeds": [1],
+        "num_targets": 3,
+        "epsilons": [0.1],
+        "pgd_steps": 1,
+        "apgd_steps": 1,
+        "restarts": 2,
+        "queries": 1,
+    }
+    attack = {**few, "attacks": ["pgd", "apgd", "coordinated", "exact_user", "exact_group", "square"]}
+    for (backbone, model), verb in itertools.product(BACKBONES.items(), AFTER):
+        if (backbone == "mmgcn" and verb != "evaluate") or (backbone != "vbpr" and "attack" in verb):
+            continue  # it has no certificate, and its whole graph is attacked on the CPU; others differ in their users
+        evaluation = {"attack_epsilon": 0.1} if verb == "attack while training" else {}
+        sections = {"model": model, "adversarial": {"epochs": 1}, "attack": attack, "evaluation": evaluation}
+        yield f"{backbone}, {verb}", sections, verb
+
+
+def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> None:
+    """What is done with a trained model under torchrun; the numbers mean nothing."""
+    from uatmc_dist.evaluation import certificate, on_ranks, ranking, tallies
+    from uatmc_dist.parallel.item_parallel import ItemBlock
+    from uatmc_dist.training.attacked import attacked_now
+
+    if verb == "evaluate":
+        block = ItemBlock(catalog.num_items, world.rank, world.size)
+        ranking.rank_catalog(model.ranking(), block, catalog, "test", 64)
+    elif verb == "certify":
+        certificate.certify_swept(on_ranks.swept_on_ranks(model, config, catalog, world), catalog, config.attack)
+    elif verb == "attack":
+        kept = tallies.KeptScenes(None)
+        on_ranks.attack_on_ranks(model, config, catalog, world, None, lambda done, total: None, kept)
+    else:
+        attacked_now(model, config, catalog, world)
+
+
 def pretend(breaks: str | None) -> None:
     """Puts the stand-ins in place, and the mistake that is asked for."""
     import uatmc_kernels._dispatch as dispatch
@@ -98,6 +139,11 @@ def pretend(breaks: str | None) -> None:
 
         loss = objectives.Softmax.loss
         objectives.Softmax.loss = lambda *given: loss(*given) + 0 * float(loss(*given))
+    elif breaks == "anchors stay on the CPU":
+        from uatmc_dist.evaluation.scenes import Cast
+
+        rows = Cast._anchor_rows
+        Cast._anchor_rows = lambda *given: rows(*given).cpu()  # type: ignore[method-assign]
     elif breaks == "skipped entries stay on the CPU":
         from uatmc_dist.models.objectives import full_catalog
 
@@ -114,8 +160,8 @@ def _replace(name: str, before: Any, after: Any) -> None:
             setattr(module, name, after)
 
 
-def step(catalog: Any, known: Any, world: Any, sections: dict[str, Any], phase: str) -> Any:
-    """A built phase and its first batch's loss terms, one optimiser step done."""
+def build(catalog: Any, known: Any, world: Any, sections: dict[str, Any], phase: str) -> tuple[Any, Any]:
+    """(configuration, built phase)."""
     from uatmc_dist.config import Config
     from uatmc_dist.training.phase import Phase
 
@@ -130,8 +176,7 @@ def step(catalog: Any, known: Any, world: Any, sections: dict[str, Any], phase: 
         from uatmc_dist.models.backbone import backbone
 
         weights = dict(backbone(config.model).dense_module(config, catalog).state_dict())
-    built = Phase.build(phase, config, catalog, known, world, weights)
-    return built, built.sampler.batch(0, 0)
+    return config, Phase.build(phase, config, catalog, known, world, weights)  # type: ignore[arg-type]
 
 
 def done(catalog_path: Path, rank: int, size: int, only: str = "", breaks: str | None = None) -> dict[str, Any]:
@@ -147,18 +192,24 @@ def done(catalog_path: Path, rank: int, size: int, only: str = "", breaks: str |
     world = SimpleNamespace(rank=rank, size=size, device=GPU, is_first=False)
     found: dict[str, Any] = {}
     mode = PretendGpu()
-    for name, sections, phase in cases():
+    for name, sections, kind in [*cases(), *after_training()]:
         if only not in name:
             continue
-        result: dict[str, Any] = {}
+        is_step = kind not in AFTER
+        result: dict[str, Any] = {"elsewhere": [], "is_after": not is_step}
         try:
             with mode:
-                built, batch = step(catalog, known, world, sections, phase)
+                config, built = build(catalog, known, world, sections, kind if is_step else "adversarial")
+                batch = built.sampler.batch(0, 0)
                 mode.clear()
                 stand_ins.COLLECTIVES.clear()
-                terms = built.step.losses(batch, 0)
-                built.step.update(terms)
-            result["elsewhere"] = [name for name, term in terms.items() if term.device != GPU]
+                if is_step:
+                    terms = built.step.losses(batch, 0)
+                    built.step.update(terms)
+                    result["elsewhere"] = [name for name, term in terms.items() if term.device != GPU]
+                else:
+                    with torch.no_grad():
+                        measure(kind, built.model, config, catalog, world)
         except Exception as error:
             result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
             if os.environ.get("TRACE"):

@@ -16,6 +16,7 @@ MISTAKES = {
     "skipped entries stay on the CPU": ("vbpr, full_catalog, uat", "ValueError: skip_B: on cpu"),
     "uploads wait": ("vbpr, softmax, uat", "to the device: blocking copy"),
     "noise from the CPU": ("vbpr, softmax, noise", "to the device: blocking copy"),
+    "anchors stay on the CPU": ("vbpr, attack while training", "FakeTensorDeviceMismatchError"),
     "the host asks the device": ("vbpr, softmax, uat", "to the host: item, tolist or bool"),
 }
 RANKS = [{"rank": 4, "size": 8}, {"rank": 0, "size": 1, "only": "vbpr, softmax"}]
@@ -38,13 +39,24 @@ def steps(tiny_catalog) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("index", range(len(RANKS)), ids=["one of eight", "alone"])
 def test_no_step_waits_for_the_device(steps, index):
     """Every objective, adversary and backbone, forward and backward, as one rank of eight, and some alone."""
-    found = steps[index]
+    found = {name: case for name, case in steps[index].items() if not case["is_after"]}
     assert len(found) > (110, 10)[index]
     assert {name: case["error"] for name, case in found.items() if "error" in case} == {}
     assert {name: case["elsewhere"] for name, case in found.items() if case["elsewhere"]} == {}
     assert {name: case["waits"] for name, case in found.items() if case["waits"]} == {}
     of_gpu = {backend for case in found.values() for _, backend, _ in case["collectives"]}
     assert of_gpu == ({"nccl"}, set())[index]
+
+
+def test_after_training_the_work_is_done_on_the_device(steps):
+    """Ranking, certificate and attacks, as one rank of eight. These may wait; lists are merged on the CPU."""
+    found = {name: case for name, case in steps[0].items() if case["is_after"]}
+    assert {name: case["error"] for name, case in found.items() if "error" in case} == {}
+    assert len(found) == 4 + 3 + 2
+    least = {"evaluate": 60, "certify": 300, "attack": 10_000, "attack while training": 200}
+    for name, case in found.items():
+        assert case["operations"] > least[name.split(", ")[-1]], name
+        assert {kind for kind, backend, _ in case["collectives"] if backend == "gloo"} <= {"all_to_all_single"}, name
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -121,7 +121,7 @@ class AnyContent:
     ) -> torch.Tensor:
         """u becomes the mean of itself and of the furthest point along the gradient, weighted by the step (at most 1),
         put back to length 1."""
-        part = torch.as_tensor(step, dtype=rows_nd.dtype, device=rows_nd.device).clamp(max=1)
+        part = step.to(rows_nd.dtype).clamp(max=1) if isinstance(step, torch.Tensor) else min(step, 1.0)
         ahead_nd = part * self.share * (unit(gradient_nd) - rows_nd) + (1 - part) * delta_nd
         stays = (gradient_nd == 0).all(dim=1, keepdim=True)
         return torch.where(stays, delta_nd, self.project(ahead_nd, rows_nd))

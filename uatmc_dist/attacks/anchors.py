@@ -53,14 +53,17 @@ class Anchors:
         if self.size == 1:
             return values_a
         spread = values_a.new_zeros(self.count, *values_a.shape[1:])
-        spread[self.positions_a] = values_a
+        spread[self.positions_a.to(values_a.device)] = values_a
         return self.total(spread)
 
     def rows_of(self, rows_aK: torch.Tensor, chosen_C: torch.Tensor) -> torch.Tensor:
         """Rows of these anchors, whoever has them: [C, K]."""
+        device = rows_aK.device
         if self.size == 1:
-            return rows_aK[chosen_C]
-        mine_C = chosen_C // _PIECE % self.size == self.rank
+            return rows_aK[chosen_C.to(device)]
+        chosen_C = chosen_C.cpu()
+        mine_m = (chosen_C // _PIECE % self.size == self.rank).nonzero().squeeze(1)
+        row_m = torch.searchsorted(self.positions_a, chosen_C[mine_m])
         found_CK = rows_aK.new_zeros(len(chosen_C), rows_aK.shape[1])
-        found_CK[mine_C] = rows_aK[torch.searchsorted(self.positions_a, chosen_C[mine_C])]
+        found_CK[mine_m.to(device)] = rows_aK[row_m.to(device)]
         return self.total(found_CK)

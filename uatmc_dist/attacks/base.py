@@ -68,6 +68,7 @@ class Targets:
 
     def chosen(self, index: torch.Tensor) -> "Targets":
         """Some of the targets, without the surrogate."""
+        index = index.to(self.v_Td.device)
         return replace(self, surrogate=None, **{name: getattr(self, name)[index] for name in _OF_TARGETS})
 
     def alone(self, anchor: int) -> "Targets":
@@ -88,7 +89,7 @@ class Targets:
 
     def hits(self, deltas: Deltas) -> torch.Tensor:
         """Share of anchors above their threshold, [T]; float32, so good for comparing attacks, not for reporting."""
-        counts_T = torch.zeros(len(self), dtype=torch.int64)
+        counts_T = self.v_Td.new_zeros(len(self), dtype=torch.int64)
         for _, excess_aT in self.excess(deltas):
             counts_T += (excess_aT > 0).sum(0)
         return self.anchors.total(counts_T) / self.anchors.count
@@ -120,7 +121,8 @@ class Targets:
 
     def random_deltas(self, budget: Budget, generator: torch.Generator) -> Deltas:
         """Full-length perturbations in random directions."""
-        visual, text = torch.randn(2, *self.v_Td.shape, generator=generator).unbind(0)
+        drawn = torch.randn(2, *self.v_Td.shape, generator=generator)  # on the CPU: the same wherever the targets are
+        visual, text = drawn.to(self.v_Td.device).unbind(0)
         zero = torch.zeros_like(self.v_Td)
         return budget.ascend(zero, visual, self.v_Td, 1.0), budget.ascend(zero, text, self.t_Td, 1.0)
 

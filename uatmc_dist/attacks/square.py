@@ -30,7 +30,7 @@ class Square:
         for query in range(self.queries):
             share = max(_FIRST_SHARE * (1 - query / self.queries) ** 2, 1 / (2 * dim))
             fresh = targets.random_deltas(budget, generator)
-            changed = torch.rand(2, len(targets), dim, generator=generator) < share
+            changed = (torch.rand(2, len(targets), dim, generator=generator) < share).to(best[0].device)
             tried = targets.project(
                 (torch.where(changed[0], fresh[0], best[0]), torch.where(changed[1], fresh[1], best[1])), budget
             )
@@ -41,7 +41,7 @@ class Square:
 
     @staticmethod
     def _value(targets: Targets, deltas: Deltas, loss: SoftRank) -> torch.Tensor:
-        value_T = torch.zeros(len(targets), dtype=torch.float64)
+        value_T = targets.v_Td.new_zeros(len(targets), dtype=torch.float64)
         for _, excess_aT in targets.excess(deltas):
             value_T += loss.value(excess_aT).sum(0)
         return targets.anchors.mean(value_T).to(targets.v_Td.dtype)

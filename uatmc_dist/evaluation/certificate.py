@@ -177,24 +177,25 @@ def _within(swept: Swept, balls: Sequence[Ball]) -> Pass:
         w_v, w_t = (weight.double() for weight in swept.dense.fusion()[:2])
         lengths_n2 = torch.stack([rows.double().norm(dim=1) for rows in (swept.v_nd, swept.t_nd)], dim=1)
         # Projected rows are unit rows up to rounding, or zero.
-        is_long_n2 = lengths_n2 > 0.5
-        is_kind = [(is_long_n2 == is_long_n2.new_tensor(kind)).all(1) for kind in product((False, True), repeat=2)]
-        longest = [_largest(lengths_n2[of_kind]) for of_kind in is_kind]
+        is_long_n2 = lengths_n2.cpu() > 0.5
+        ids = [(is_long_n2 == torch.tensor(kind)).all(1).nonzero() for kind in product((False, True), repeat=2)]
+        ids = [ids_m1.squeeze(1).to(lengths_n2.device) for ids_m1 in ids]
+        longest = [_largest(lengths_n2[ids_m]) for ids_m in ids]
         kinds = [
-            (of_kind, swept.items_nK[of_kind].double(), of_longest)
-            for of_kind, of_longest in zip(is_kind, longest, strict=True)
-            if of_kind.any()
+            (ids_m, swept.items_nK[ids_m].double(), of_longest)
+            for ids_m, of_longest in zip(ids, longest, strict=True)
+            if len(ids_m)
         ]
 
         def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
             counts_Pn = torch.zeros(len(balls), len(lengths_n2), dtype=torch.int64, device=users_BK.device)
             content_BC = users_BK[:, -w_v.shape[0] :]
-            for of_kind, items_mK, of_longest in kinds:
+            for ids_m, items_mK, of_longest in kinds:
                 boni = []
                 for ball in balls:
                     visual, text = (Ball(ball.epsilon * most * (1 + ROUNDING), ball.norm) for most in of_longest)
                     boni.append(worst_case_bonus(content_BC, w_v, w_t, visual, text))
-                counts_Pn[:, of_kind] = count_above(users_BK, items_mK, thresholds_B, torch.stack(boni, dim=1))
+                counts_Pn[:, ids_m] = count_above(users_BK, items_mK, thresholds_B, torch.stack(boni, dim=1))
             return counts_Pn
 
         return count

@@ -156,14 +156,14 @@ def _movable(targets: Targets) -> Targets:
     """The targets that have a row of every modality that there is: a zero row has no room."""
     of_modalities = [rows_Td.any(dim=1) for rows_Td in (targets.v_Td, targets.t_Td) if rows_Td.any()]
     has_rows_T = torch.stack(of_modalities).all(dim=0) if of_modalities else torch.zeros(len(targets), dtype=torch.bool)
-    return targets.chosen(has_rows_T.nonzero().squeeze(1))
+    return targets.chosen(has_rows_T.cpu().nonzero().squeeze(1))
 
 
 def _single_anchor(scene: Scene, config: AttackConfig) -> dict[str, Any]:
     """A single anchor, with twice the room that it takes: the closed form and APGD must win it with every target."""
     targets = _movable(scene.targets)
     unit_A = targets.reach(Ball(1.0, config.norm))
-    anchors = (unit_A > 0).nonzero().squeeze(1)[:_SINGLE_ANCHORS].tolist() if len(targets) else []
+    anchors = (unit_A.cpu() > 0).nonzero().squeeze(1)[:_SINGLE_ANCHORS].tolist() if len(targets) else []
     won: dict[str, list[float]] = {}
     for anchor in anchors:
         alone = targets.alone(anchor)
@@ -214,7 +214,7 @@ def _zero_gradients(scene: Scene, config: AttackConfig, names: Sequence[str]) ->
     for (name, label), loss in losses.items():
         if name not in names:
             continue
-        counts = torch.zeros(2, dtype=torch.int64)
+        counts = targets.v_Td.new_zeros(2, dtype=torch.int64)
         for _, excess_aT in targets.excess(targets.zeros()):
             is_below = excess_aT < 0
             is_silent = (loss.value_and_slope(excess_aT)[1] == 0) & is_below

@@ -47,6 +47,8 @@ class KeptSweep:
 
     def load(self) -> tuple[int, dict[str, np.ndarray]] | None:
         """(steps done, arrays) that every rank has; None where there is nothing to go on with."""
+        if self._folder is None:
+            return None
         steps = self._steps()
         # A rank that was stopped while the others wrote is one file behind them, and they still have that one.
         step = -int(max_over_ranks(torch.tensor([-max(steps, default=0)])))
@@ -83,8 +85,7 @@ class KeptSweep:
         return self._folder / f"{self._name}-{step}.npz"
 
     def _steps(self) -> set[int]:
-        if self._folder is None:
-            return set()
+        assert self._folder is not None
         return {int(file.stem.rsplit("-", 1)[1]) for file in self._folder.glob(f"{self._name}-*.npz")}
 
 

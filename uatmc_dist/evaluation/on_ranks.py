@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,6 @@ def attack_on_ranks(
 def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, ...]) -> Cast:
     ranking, block = model.ranking(), _block(catalog, world)
     bars = Bars.ranked(ranking.user_rows, catalog.num_users, ranking.items_nK, ks)
-    bars = replace(bars, items_nK=ranking.items_nK.cpu())
     return Cast(block, ranking.user_rows, bars, partial(content_rows, model), model.dense)
 
 

@@ -155,14 +155,14 @@ def _attack_scene(
             moved[attack.name + suffix, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
             if attack.name + suffix == "apgd":
                 by_start = hits_CT.view(config.restarts, -1, len(targets)).amax(1).cummax(0).values
-                found.restarts.setdefault(epsilon, []).append(by_start.mean(1).double().numpy())
+                found.restarts.setdefault(epsilon, []).append(by_start.mean(1).double().cpu().numpy())
     for epsilon, budget in budgets.items():
         certified_T = scene.certified_hits(budget)
         if certified_T is not None:
-            found.certified.setdefault(epsilon, []).append(certified_T.numpy())
+            found.certified.setdefault(epsilon, []).append(certified_T.cpu().numpy())
         found.tallies.setdefault((STRONGEST + suffix, epsilon), Tally())
     embeddings = [scene.clean, *moved.values()]
-    ranks, hits = scene.mean_ranks(embeddings).numpy(), scene.hits_by_length(embeddings).numpy()
+    ranks, hits = (found.cpu().numpy() for found in (scene.mean_ranks(embeddings), scene.hits_by_length(embeddings)))
     if not suffix:
         found.rank_before.append(ranks[0])
     for key, rank_T in zip(moved, ranks[1:], strict=True):

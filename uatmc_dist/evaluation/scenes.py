@@ -98,15 +98,19 @@ class Cast:
 
     def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
         """Collective: rows of the targets travel, anchors' to the rank that has them here."""
+        device = self.bars.items_nK.device
         # In training with engine.precision=bf16 they are not float32.
-        w_v, w_t, bias = (weight.detach().cpu().float() for weight in self.dense.fusion())
+        w_v, w_t, bias = (weight.detach().to(device).float() for weight in self.dense.fusion())
         anchors = Anchors.over_ranks(len(users_A))
         mine_a = users_A[anchors.positions_a]
-        of_anchors = replace(self.bars, best_UJ=self.bars.best_UJ[mine_a], next_UJ=self.bars.next_UJ[mine_a])
-        mine_T = (items_T >= self.block.lo) & (items_T < self.block.hi)
-        ids_m = items_T[mine_T]
-        rows = self.bars.items_nK[ids_m - self.block.lo], *self.content_rows(ids_m)
-        clean_TK, identity_Td, v_Td, t_Td = (self._on_every_rank(mine_T, rows_mC) for rows_mC in rows)
+        best_aJ, next_aJ = (bars_UJ[mine_a].to(device) for bars_UJ in (self.bars.best_UJ, self.bars.next_UJ))
+        of_anchors = replace(self.bars, best_UJ=best_aJ, next_UJ=next_aJ)
+        place_m = self.block.positions_of_own(items_T)
+        ids_m = items_T[place_m]
+        rows = self.bars.items_nK[(ids_m - self.block.lo).to(device)], *self.content_rows(ids_m)
+        clean_TK, identity_Td, v_Td, t_Td = (
+            self._on_every_rank(place_m.to(device), rows_mC.to(device), len(items_T)) for rows_mC in rows
+        )
         targets = Targets(
             anchors=anchors,
             users_aK=self._anchor_rows(users_A, anchors),
@@ -121,17 +125,18 @@ class Cast:
         )
         return Scene(targets, clean_TK, of_anchors, k)
 
-    def _on_every_rank(self, mine_T: torch.Tensor, rows_mC: torch.Tensor) -> torch.Tensor:
-        rows_TC = rows_mC.new_zeros(len(mine_T), rows_mC.shape[1])
-        rows_TC[mine_T] = rows_mC
+    def _on_every_rank(self, place_m: torch.Tensor, rows_mC: torch.Tensor, num_targets: int) -> torch.Tensor:
+        rows_TC = rows_mC.new_zeros(num_targets, rows_mC.shape[1])
+        rows_TC[place_m] = rows_mC
         return sum_over_ranks(rows_TC) if self.block.world_size > 1 else rows_TC
 
     def _anchor_rows(self, users_A: torch.Tensor, anchors: Anchors) -> torch.Tensor:
         kept = [self.bars.items_nK.new_zeros(0, self.bars.items_nK.shape[1])]
         for start in range(0, len(users_A), _USERS_AT_ONCE):
             position_B = torch.arange(start, min(start + _USERS_AT_ONCE, len(users_A)))
-            rows_BK = self.user_rows(users_A[position_B]).cpu()
-            kept.append(rows_BK[torch.isin(position_B, anchors.positions_a)])
+            rows_BK = self.user_rows(users_A[position_B])
+            mine_b = torch.isin(position_B, anchors.positions_a).nonzero().squeeze(1)
+            kept.append(rows_BK[mine_b.to(rows_BK.device)])
         return torch.cat(kept)
 
 
@@ -149,7 +154,7 @@ class Scene:
 
     def alone(self, index: int) -> "Scene":
         """With one of the targets."""
-        one = torch.tensor([index])
+        one = torch.tensor([index], device=self.clean_TK.device)
         return replace(self, targets=self.targets.chosen(one), clean_TK=self.clean_TK[one])
 
     @property
@@ -173,14 +178,14 @@ class Scene:
 
     def hits(self, moved_TK: torch.Tensor) -> torch.Tensor:
         """Share of anchors with the target in their top k, [T] float64."""
-        counts_T = torch.zeros(len(moved_TK), dtype=torch.int64)
+        counts_T = moved_TK.new_zeros(len(moved_TK), dtype=torch.int64)
         for piece in self._anchors.pieces():
             counts_T += (self._scores(piece, moved_TK).float() > self._bar_aT[piece]).sum(0)
         return self._anchors.mean(counts_T)
 
     def hits_by_length(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """The same at every length of ranking, [len(moved), J, T] for so many embeddings [T, K]."""
-        counts = torch.zeros(len(moved), len(self.bars.ks), len(self.clean_TK), dtype=torch.int64)
+        counts = self.clean_TK.new_zeros(len(moved), len(self.bars.ks), len(self.clean_TK), dtype=torch.int64)
         for piece in self._anchors.pieces():
             bars = [self._bars_of(piece, k) for k in self.bars.ks]
             for row, moved_TK in enumerate(moved):
@@ -197,9 +202,9 @@ class Scene:
         content_ad = targets.content_ad.double()
         of_both = (targets.w_v.double(), targets.v_Td.double()), (targets.w_t.double(), targets.t_Td.double())
         fused = [of_one for name, of_one in zip(MODALITIES, of_both, strict=True) if name in modalities]
-        counts_T = torch.zeros(len(targets), dtype=torch.int64)
+        counts_T = content_ad.new_zeros(len(targets), dtype=torch.int64)
         for piece in self._anchors.pieces():
-            bonus_aT = torch.zeros(())
+            bonus_aT = content_ad.new_zeros(())
             for weight, rows_Td in fused:
                 along_ad = content_ad[piece] @ weight
                 # Never below zero: who has the target keeps it where nothing is done.
@@ -219,7 +224,7 @@ class Scene:
 
     @cached_property
     def _bar_aT(self) -> torch.Tensor:
-        none_aT = torch.zeros(0, len(self.clean_TK))
+        none_aT = self.clean_TK.new_zeros(0, len(self.clean_TK))
         return torch.cat([none_aT, *(self._bars_of(piece, self.k) for piece in self._anchors.pieces())])
 
     def _bars_of(self, piece: slice, k: int) -> torch.Tensor:
@@ -239,7 +244,7 @@ class Scene:
         users_RK = self._anchors.rows_of(self.targets.users_aK, ranked_R).double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()
         own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))
-        above_RM = torch.zeros(moved_RM.shape, dtype=torch.int64)
+        above_RM = torch.zeros_like(moved_RM, dtype=torch.int64)
         items_nK = self.bars.items_nK
         for start in range(0, len(items_nK), _ITEMS_AT_ONCE):
             scores_Rn = (users_RK @ items_nK[start : start + _ITEMS_AT_ONCE].double().T).float().sort(dim=1).values

@@ -1,7 +1,5 @@
 """How attackable a model is while it trains: a cheap attack with each evaluation (evaluation.attack_epsilon)."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -37,7 +35,6 @@ def attacked_now(model: TrainingModel, config: Config, catalog: Catalog, world: 
         return ranking.user_rows(users_A[positions_B])
 
     bars = Bars.ranked(user_rows, len(users_A), ranking.items_nK, ks)
-    bars = replace(bars, items_nK=ranking.items_nK.cpu())
     cast = Cast(block, user_rows, bars, lambda ids_m: content_rows(model, ids_m), model.dense)
     scene = cast.scene(attack.k, items_T, torch.arange(len(users_A)), None)
     budget = Ball.of_attack(epsilon, "linf", "paper", scene.targets.v_Td.shape[1])
