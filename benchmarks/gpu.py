@@ -62,6 +62,7 @@ def stages(rehearse: bool) -> list[Stage]:
     ranked = ("--users", "60", "--items", "200", "--width", "16") if rehearse else ("--items", "1000000")
     train = ("train.py", "configs/quickstart.yaml", "name=gpu", "output_dir=runs", "--overwrite")
     train += ("clean.epochs=1", "adversarial.epochs=1") if rehearse else ()
+    certify = ("uatmc_dist.cli", "certify", "runs/gpu")
     return [
         Stage("tests of the kernels", module("pytest", "-q", *tests), 240),
         *(
@@ -76,9 +77,10 @@ def stages(rehearse: bool) -> list[Stage]:
             Stage(f"steps, {objective}", module("benchmarks.trainer_step", "--objective", objective, *tiny), 90)
             for objective in ("full_catalog", "softmax", "sampled")
         ),
-        Stage("ranking", module("benchmarks.ranking", *ranked, "--repeats", "1"), 90),
+        Stage("ranking", module("benchmarks.ranking", *ranked, "--repeats", "1"), 60),
         Stage("a run", (sys.executable, *train), 150),
-        Stage("attack", module("benchmarks.attack", "runs/gpu"), 90),
+        Stage("attack", module("benchmarks.attack", "runs/gpu", "--device", device), 60),
+        Stage("certificate", module("torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", *certify), 60),
         Stage(
             "launches",
             module("benchmarks.kernels.launch_table", "--device", device, "--kernels", *variants, "--widths", "128"),

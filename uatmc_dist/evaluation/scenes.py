@@ -22,6 +22,7 @@ from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.models.projectors import ContentModel
 from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk, sum_over_ranks
 
+CPU = torch.device("cpu")
 _USERS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 4096
 _RANKED_ANCHORS = 256
@@ -45,9 +46,9 @@ class Bars:
     """The clean catalog. Its rows are taken from here: computed anew they may differ in their last bits."""
 
     @classmethod
-    def of(cls, model: LinearModel, ks: tuple[int, ...]) -> "Bars":
+    def of(cls, model: LinearModel, ks: tuple[int, ...], device: torch.device = CPU) -> "Bars":
         users_UK = model.users_UK
-        return cls.ranked(lambda users_B: users_UK[users_B], len(users_UK), model.items(), ks)
+        return cls.ranked(lambda ids_B: users_UK[ids_B].to(device), len(users_UK), model.items().to(device), ks)
 
     @classmethod
     def ranked(cls, user_rows: UserRows, num_users: int, items_nK: torch.Tensor, ks: tuple[int, ...]) -> "Bars":
@@ -87,14 +88,15 @@ class Cast:
     dense: ContentModel
 
     @classmethod
-    def whole(cls, model: LinearModel, ks: tuple[int, ...]) -> "Cast":
+    def whole(cls, model: LinearModel, ks: tuple[int, ...], device: torch.device = CPU) -> "Cast":
         assert model.dense is not None
         users_UK, block = model.users_UK, ItemBlock(len(model.v_Nd), 0, 1)
 
         def content_rows(ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             return model.identity_Nd[ids_m], model.v_Nd[ids_m], model.t_Nd[ids_m]
 
-        return cls(block, lambda ids_B: users_UK[ids_B], Bars.of(model, ks), content_rows, model.dense)
+        bars = Bars.of(model, ks, device)
+        return cls(block, lambda ids_B: users_UK[ids_B].to(device), bars, content_rows, model.dense)
 
     def scene(self, k: int, items_T: torch.Tensor, users_A: torch.Tensor, surrogate: Targets | None) -> "Scene":
         """Collective: rows of the targets travel, anchors' to the rank that has them here."""
