@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tests.kernels.problems import known_positives, on
 from uatmc_kernels import topk_all_items
 
+TILED = importlib.import_module("uatmc_kernels.tiled.topk_all_items")
+
 
 def rankings(num_users, num_items, k, integer_scores, seed, implementation, dtype, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
@@ -31,8 +33,10 @@ def rankings(num_users, num_items, k, integer_scores, seed, implementation, dtyp
     k=st.integers(1, 12),
     integer_scores=st.booleans(),
     seed=st.integers(0, 99),
+    widest=st.sampled_from([1 << 13, 16, 9]),
 )
-def test_tiles_equal_one_stable_sort(num_users, num_items, k, integer_scores, seed):
+def test_tiles_equal_one_stable_sort(monkeypatch, num_users, num_items, k, integer_scores, seed, widest):
+    monkeypatch.setattr(TILED, "_WIDEST", widest)
     sizes = num_users, num_items, k, integer_scores, seed
     (scores, ids), (true_scores, true_ids) = rankings(*sizes, "tiled", torch.float64)
     # Sums of three terms, which narrow and wide products need not round alike; of integers they are exact.
@@ -43,12 +47,30 @@ def test_tiles_equal_one_stable_sort(num_users, num_items, k, integer_scores, se
 
 @pytest.mark.parametrize("integer_scores", [False, True])
 def test_many_tiles_equal_one_stable_sort(monkeypatch, integer_scores):
-    module = importlib.import_module("uatmc_kernels.tiled.topk_all_items")
-    monkeypatch.setattr(module, "_WIDE_TILE_BYTES", 8 * 30 * 64)  # 64 items
-    for k in (3, 50, 63, 64, 65):
+    monkeypatch.setattr(TILED, "_WIDEST", 64)
+    for k in (3, 13, 50, 63, 64, 65):
         (scores, ids), (true_scores, true_ids) = rankings(30, 500, k, integer_scores, k, "tiled", torch.float64)
         torch.testing.assert_close(scores, true_scores, rtol=1e-14, atol=1e-14)
         assert torch.equal(ids, true_ids)
+
+
+@pytest.mark.parametrize("order", ["ascending", "equal", "infinite", "no number", "mostly left out"])
+def test_many_tiles_of_unusual_scores_equal_one(monkeypatch, order):
+    num_users, num_items = 3, 200
+    users = torch.ones(num_users, 1)
+    items = torch.arange(float(num_items))[:, None] if order == "ascending" else torch.ones(num_items, 1)
+    if order in ("infinite", "no number"):
+        generator = torch.Generator().manual_seed(0)
+        items = torch.randn(num_items, 1, generator=generator)
+        items[::7], items[::11] = -torch.inf, torch.nan if order == "no number" else torch.inf
+    seen = known_positives(num_users, num_items, 0, share=0.97 if order == "mostly left out" else 0.3)
+    for k in (1, 5, 20):
+        one = topk_all_items(users, items, k, seen=seen)
+        with monkeypatch.context() as narrow:
+            narrow.setattr(TILED, "_WIDEST", 24)
+            scores, ids = topk_all_items(users, items, k, seen=seen)
+        torch.testing.assert_close(scores, one[0], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(ids, one[1])
 
 
 def test_an_infinite_score_is_best_and_what_is_left_out_never_shows():

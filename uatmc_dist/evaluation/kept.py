@@ -96,10 +96,11 @@ class KeptLists:
     _RECORD = np.dtype([("ids", "<i8", max(METRIC_KS)), ("scores", "<f4", max(METRIC_KS))])
 
     def __init__(self, path: Path | None, writes: bool = True) -> None:
-        """`path` None: nothing is kept. Collective."""
-        self._path, self._writes = path, writes
-        records = path.stat().st_size // self._RECORD.itemsize if path is not None and path.exists() else 0
-        self._num_users = -int(max_over_ranks(torch.tensor([-records])))
+        """`path` None: nothing is kept; otherwise collective."""
+        self._path, self._writes, self._num_users = path, writes, 0
+        if path is not None:
+            records = path.stat().st_size // self._RECORD.itemsize if path.exists() else 0
+            self._num_users = -int(max_over_ranks(torch.tensor([-records])))
 
     @classmethod
     def of_run(cls, run: Path, catalog: Catalog, split: str, writes: bool = True) -> "KeptLists":

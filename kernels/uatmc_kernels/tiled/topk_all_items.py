@@ -1,4 +1,7 @@
-"""Tiled pass of `uatmc_kernels.topk_all_items`: one running top-k, ordered by integer keys."""
+"""Tiled pass of `uatmc_kernels.topk_all_items`: one running top-k, ordered by integer keys.
+
+B  users    T  items of a tile    E  scores that may enter a list    M  the most of them that one user has
+"""
 
 import torch
 
@@ -6,8 +9,11 @@ from uatmc_kernels._dispatch import Seen, accumulator_dtype, left_out
 from uatmc_kernels._ranking_keys import NOTHING, keys_of, scores_and_items
 from uatmc_kernels.tiled._tiles import entry_bounds
 
-_WIDE_TILE_BYTES = 64 << 20
-"""Of float64 scores. Selecting costs more by the tile than by the item: tiles are wider than those of other passes."""
+_TILE_BYTES, _WIDEST = 64 << 20, 1 << 13
+"""Of float64 scores, and in items. Selecting costs more by the tile than by the item, so tiles are wider than those of
+other passes; and as much as the scores, so there is more than one: after the first the list leaves few to look at."""
+_FEW = 4
+"""So many times k of one user: with more, a tile is selected from as a whole."""
 
 
 def topk_all_items(
@@ -17,15 +23,46 @@ def topk_all_items(
     users_BK = users_BK.to(dtype)
     num_users, num_items = users_BK.shape[0], items_NK.shape[0]
     rows_E, columns_E = left_out(None, seen, num_users, num_items, users_BK.device)
-    width = max(1, min(num_items, max(_WIDE_TILE_BYTES // (8 * max(num_users, 1)), k)))
     best_Bk = torch.full((num_users, k), NOTHING, dtype=torch.int64, device=users_BK.device)
+    width = max(1, min(num_items, max(min(_TILE_BYTES // (8 * max(num_users, 1)), _WIDEST), k)))
     bounds = entry_bounds(columns_E, num_items, width)
     for index, start in enumerate(range(0, num_items, width)):
         scores_BT = (users_BK @ items_NK[start : start + width].to(dtype).T).float()
-        first, last = bounds[index], bounds[index + 1]
-        tile_best = _best_keys(scores_BT, start, k, rows_E[first:last], columns_E[first:last] - start)
-        best_Bk = torch.cat([best_Bk, tile_best], dim=1).topk(k, dim=1).values
-    return scores_and_items(best_Bk)
+        seen_here = slice(bounds[index], bounds[index + 1])
+        seen_E = rows_E[seen_here], columns_E[seen_here] - start
+        tile_best = _better_keys(scores_BT, start, best_Bk, seen_E) if start else None
+        if tile_best is None:
+            tile_best = _best_keys(scores_BT, start, k, *seen_E)
+        best_Bk = torch.cat([best_Bk, tile_best], dim=1).topk(k, dim=1, sorted=False).values
+    return scores_and_items(best_Bk.sort(dim=1, descending=True).values)
+
+
+def _better_keys(
+    scores_BT: torch.Tensor, start: int, best_Bk: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor | None:
+    """The keys [B, M] of what is better than the last of the k best so far; items below `start` win a tie. None where
+    a list is not full, or too much is better."""
+    num_users, width = scores_BT.shape
+    last_B1, last_items_B1 = scores_and_items(best_Bk.amin(1, keepdim=True))
+    if (last_items_B1 < 0).any():
+        return None
+    scores_BT[seen] = float("-inf")
+    # Eight comparisons are one word: nearly all are zero, and words are searched faster than Booleans.
+    words = -(-width // 8)
+    above = torch.zeros(num_users, 8 * words, dtype=torch.bool, device=scores_BT.device)
+    torch.le(scores_BT, last_B1, out=above[:, :width])
+    above[:, :width].logical_not_()  # not `greater`: a NaN comes first
+    rows_W, words_W = above.view(torch.int64).nonzero(as_tuple=True)
+    at_W, bytes_E = above.view(num_users, words, 8)[rows_W, words_W].nonzero(as_tuple=True)
+    rows_E, columns_E = rows_W[at_W], 8 * words_W[at_W] + bytes_E
+    counts_B = torch.bincount(rows_E, minlength=num_users)
+    most = int(counts_B.max())
+    if most > _FEW * best_Bk.shape[1]:
+        return None
+    place_E = torch.arange(len(rows_E), device=rows_E.device) - (counts_B.cumsum(0) - counts_B)[rows_E]
+    keys_BM = best_Bk.new_full((num_users, most), NOTHING)
+    keys_BM[rows_E, place_E] = keys_of(scores_BT[rows_E, columns_E], start + columns_E)
+    return keys_BM
 
 
 def _best_keys(
