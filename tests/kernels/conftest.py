@@ -1,5 +1,6 @@
 """Kernels run on the GPU where there is one; else Triton interprets them on the CPU (tests/conftest.py)."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -16,13 +17,15 @@ def triton_device() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def whole_slices_are_reduced():
-    """Triton's interpreter calls the function of a reduction for every pair of numbers, which was a third of the time
-    of these tests. Here it gets whole slices, in the same order."""
+def what_the_interpreter_does_again_and_again():
+    """Triton's interpreter calls the function of a reduction for every pair of numbers: here it gets whole slices, in
+    the same order. It looks through all of triton.language whenever a kernel calls a function: here once a module;
+    and it computes every sum of indices three times to find out whether 32 bits hold it, of problems that are
+    far too small for that. All of it was two thirds of the time of these tests."""
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
-    from triton.runtime.interpreter import ReduceOps
+    from triton.runtime.interpreter import InterpretedFunction, ReduceOps, _patch_lang, interpreter_builder
 
     def reduce(self, inputs):
         values, axis = self.unravel(inputs, self.axis)
@@ -35,9 +38,33 @@ def whole_slices_are_reduced():
         assert not self.keep_dims and self.axis is not None
         return list(total)
 
+    prepared = set()
+
+    def call(self, *args, **kwargs):
+        if id(self.fn.__globals__) not in prepared:
+            prepared.add(id(self.fn.__globals__))
+            _patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReduceOps, "generic_reduce", reduce)
+        patch.setattr(InterpretedFunction, "__call__", call)
+        options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+        patch.setattr(interpreter_builder, "options", options)
         yield
+
+
+@pytest.fixture
+def long_stream(triton_device, monkeypatch) -> int:
+    """So many rows that a single program flushes its sums more than once; fewer where that is interpreted."""
+    from uatmc_kernels.triton import _launches, _softmax, _sweeps, bpr_all_items, logsumexp_all_items
+
+    monkeypatch.setattr(_launches, "_wanted_programs", lambda like: 1)
+    if triton_device == "cuda":
+        return 4200
+    for module in (_softmax, _sweeps, bpr_all_items, logsumexp_all_items):
+        monkeypatch.setattr(module, "FLUSH", type(module.FLUSH)(128))
+    return 300
 
 
 @pytest.fixture(autouse=True)

@@ -69,12 +69,9 @@ def test_kernels_with_their_own_launches(triton_device, sizes):
     assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
-def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
-    from uatmc_kernels.triton import _launches
-
-    monkeypatch.setattr(_launches, "_wanted_programs", lambda like: 1)  # one split: more than one flush
-    inputs = problem(2, 4200, 3, torch.float32)
-    seen = known_positives(2, 4200, share=0.01)
+def test_long_streams_are_flushed_from_registers(triton_device, long_stream):
+    inputs = problem(2, long_stream, 3, torch.float32)
+    seen = known_positives(2, long_stream, share=0.03)
     truths = derivatives(tuple(t.double() if t.is_floating_point() else t for t in inputs), "reference", seen=seen)
     ours = derivatives(on(triton_device, *inputs), "triton", seen=on(triton_device, seen))
     assert max(worst_errors(ours, truths)) < 4 * SPLIT

@@ -76,12 +76,9 @@ def test_kernels_with_their_own_launches(triton_device, sizes):
     assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
-def test_long_streams_are_flushed_from_registers(triton_device, monkeypatch):
-    from uatmc_kernels.triton import _launches
-
-    monkeypatch.setattr(_launches, "_wanted_programs", lambda like: 1)  # one split: more than one flush
-    users, items, _, skip = problem(2, 4200, 3, torch.float32)
-    seen = known_positives(2, 4200, share=0.01)
+def test_long_streams_are_flushed_from_registers(triton_device, long_stream):
+    users, items, _, skip = problem(2, long_stream, 3, torch.float32)
+    seen = known_positives(2, long_stream, share=0.03)
     truths = derivatives(users.double(), items.double(), skip, "reference", seen=seen)
     ours = derivatives(*on(triton_device, users, items, skip), "triton", seen=on(triton_device, seen))
     assert max(worst_errors(ours, truths)) < 10 * SPLIT  # |u| |v| is up to 10, and exp is off by as much of itself
