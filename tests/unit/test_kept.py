@@ -56,6 +56,18 @@ def test_a_ranking_goes_on(tiny_catalog, tmp_path, monkeypatch, cut, at_once, us
     assert not list(tmp_path.iterdir())
 
 
+def test_a_ranking_keeps_no_list_without_those_before_it(tiny_catalog, tmp_path):
+    """Another process that ranked the same run has finished, and taken the file away."""
+    path = tmp_path / "evaluation-x.lists"
+
+    def taken_away(done, total):
+        if done == 14:
+            path.unlink()
+
+    ranked(Catalog(tiny_catalog), KeptLists(path), taken_away)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("step", [1, 4, 9])
 def test_a_certificate_goes_on(tmp_path, monkeypatch, step):
     monkeypatch.setattr(sweep, "_USERS_AT_ONCE", 20)

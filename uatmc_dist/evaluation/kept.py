@@ -118,11 +118,14 @@ class KeptLists:
         not take it."""
         if self._path is None or not self._writes:
             return
+        before = start * self._RECORD.itemsize
+        if (self._path.stat().st_size if self._path.exists() else 0) < before:
+            return  # another process that ranks the same run has finished: what is there now has no beginning
         records = np.empty(len(ids_Bk), self._RECORD)
         records["ids"], records["scores"] = ids_Bk.numpy(), scores_Bk.numpy()
         try:
             with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.truncate(start * self._RECORD.itemsize)
+                file.truncate(before)
                 file.seek(0, os.SEEK_END)
                 file.write(records.tobytes())
         except OSError as error:
