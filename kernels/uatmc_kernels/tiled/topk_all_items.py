@@ -9,7 +9,7 @@ from uatmc_kernels._dispatch import Seen, accumulator_dtype, left_out
 from uatmc_kernels._ranking_keys import NOTHING, keys_of, scores_and_items
 from uatmc_kernels.tiled._tiles import entry_bounds
 
-_TILE_BYTES, _WIDEST = 64 << 20, 1 << 13
+_TILE_BYTES, _WIDEST = 16 << 20, 1 << 13
 """Of float64 scores, and in items. Selecting costs more by the tile than by the item, so tiles are wider than those of
 other passes; and as much as the scores, so there is more than one: after the first the list leaves few to look at."""
 _FEW = 4
@@ -26,34 +26,69 @@ def topk_all_items(
     best_Bk = torch.full((num_users, k), NOTHING, dtype=torch.int64, device=users_BK.device)
     width = max(1, min(num_items, max(min(_TILE_BYTES // (8 * max(num_users, 1)), _WIDEST), k)))
     bounds = entry_bounds(columns_E, num_items, width)
+    tiles = _Tiles(num_users, width, dtype, users_BK.device)
+    waiting: list[torch.Tensor] = []
     for index, start in enumerate(range(0, num_items, width)):
-        scores_BT = (users_BK @ items_NK[start : start + width].to(dtype).T).float()
+        scores_BT = tiles.scores(users_BK, items_NK[start : start + width].to(dtype))
         seen_here = slice(bounds[index], bounds[index + 1])
         seen_E = rows_E[seen_here], columns_E[seen_here] - start
-        tile_best = _better_keys(scores_BT, start, best_Bk, seen_E) if start else None
-        if tile_best is None:
-            tile_best = _best_keys(scores_BT, start, k, *seen_E)
-        best_Bk = torch.cat([best_Bk, tile_best], dim=1).topk(k, dim=1, sorted=False).values
+        tile_best = _better_keys(scores_BT, start, best_Bk, seen_E, tiles) if start else None
+        waiting.append(_best_keys(scores_BT, start, k, *seen_E) if tile_best is None else tile_best)
+        if start == 0 or start + width >= num_items or sum(keys.shape[1] for keys in waiting) >= k:
+            best_Bk = torch.cat([best_Bk, *waiting], dim=1).topk(k, dim=1, sorted=False).values
+            waiting.clear()
     return scores_and_items(best_Bk.sort(dim=1, descending=True).values)
 
 
+class _Tiles:
+    """Memory of one tile, used for all: of so much, asked for anew each time, every page costs the system a fault."""
+
+    def __init__(self, num_users: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        size = num_users * 8 * -(-width // 8)
+        of_products, of_scores, of_above = dtype, torch.float32, torch.bool
+        self._products, self._scores, self._above = (
+            torch.empty(size if needed else 0, dtype=kind, device=device)
+            for kind, needed in ((of_products, True), (of_scores, dtype != of_scores), (of_above, True))
+        )
+
+    def scores(self, users_BK: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
+        """[B, T] float32."""
+        shape = len(users_BK), len(items_TK)
+        products_BT = self._products[: shape[0] * shape[1]].view(shape)
+        torch.mm(users_BK, items_TK.T, out=products_BT)
+        if products_BT.dtype == torch.float32:
+            return products_BT
+        return self._scores[: shape[0] * shape[1]].view(shape).copy_(products_BT)
+
+    def not_below(self, scores_BT: torch.Tensor, last_B1: torch.Tensor) -> torch.Tensor:
+        """Where scores are above, or no number, [B, T and up to seven more, which are False]."""
+        num_users, width = scores_BT.shape
+        columns = 8 * -(-width // 8)
+        above = self._above[: num_users * columns].view(num_users, columns)
+        torch.le(scores_BT, last_B1, out=above[:, :width])
+        above[:, :width].logical_not_()
+        above[:, width:] = False
+        return above
+
+
 def _better_keys(
-    scores_BT: torch.Tensor, start: int, best_Bk: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor]
+    scores_BT: torch.Tensor,
+    start: int,
+    best_Bk: torch.Tensor,
+    seen: tuple[torch.Tensor, torch.Tensor],
+    tiles: _Tiles,
 ) -> torch.Tensor | None:
     """The keys [B, M] of what is better than the last of the k best so far; items below `start` win a tie. None where
     a list is not full, or too much is better."""
-    num_users, width = scores_BT.shape
+    num_users = len(scores_BT)
     last_B1, last_items_B1 = scores_and_items(best_Bk.amin(1, keepdim=True))
     if (last_items_B1 < 0).any():
         return None
     scores_BT[seen] = float("-inf")
+    above = tiles.not_below(scores_BT, last_B1)  # a NaN comes first
     # Eight comparisons are one word: nearly all are zero, and words are searched faster than Booleans.
-    words = -(-width // 8)
-    above = torch.zeros(num_users, 8 * words, dtype=torch.bool, device=scores_BT.device)
-    torch.le(scores_BT, last_B1, out=above[:, :width])
-    above[:, :width].logical_not_()  # not `greater`: a NaN comes first
     rows_W, words_W = above.view(torch.int64).nonzero(as_tuple=True)
-    at_W, bytes_E = above.view(num_users, words, 8)[rows_W, words_W].nonzero(as_tuple=True)
+    at_W, bytes_E = above.view(num_users, -1, 8)[rows_W, words_W].nonzero(as_tuple=True)
     rows_E, columns_E = rows_W[at_W], 8 * words_W[at_W] + bytes_E
     counts_B = torch.bincount(rows_E, minlength=num_users)
     most = int(counts_B.max())
