@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 _EVERY_SECONDS = 10.0
+_KEPT_WITHIN_S = 1.0
+"""What is told so soon after the start was kept from an earlier one, or took no time: it says nothing of the rest."""
 
 
 class PlainProgress:
@@ -16,15 +18,17 @@ class PlainProgress:
 
     def __init__(self, unit: str, first: int = 0) -> None:
         self._unit, self._first = unit, first
-        self._started = self._told = time.monotonic()
+        self._started = self._begun = self._told = time.monotonic()
 
     def tell(self, done: int, total: int, status: str = "") -> None:
         """`done` counts from 0 and includes the `first` that an earlier run did."""
         now = time.monotonic()
+        if now - self._started < _KEPT_WITHIN_S:
+            self._first, self._begun = done, now
         if now - self._told < _EVERY_SECONDS:
             return
         self._told = now
-        left = (now - self._started) / max(done - self._first, 1) * (total - done)
+        left = (now - self._begun) / max(done - self._first, 1) * (total - done)
         print(f"{self._unit} {done}/{total}  {status}  ETA {timedelta(seconds=round(left))}", flush=True)
 
 

@@ -72,6 +72,7 @@ class Swept:
         step, found = kept.load() or (0, {})
         for name, values in found.items():
             {"bars": bars_U, "counts": counts_Pn}[name].copy_(torch.from_numpy(values))
+        progress(step, total)
         begun, count = 0, None
         while step < total:
             index, of_pass = step % len(starts), step // len(starts)
