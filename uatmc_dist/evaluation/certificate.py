@@ -8,6 +8,7 @@ does not lift the item over their k-th best score are safe from it, whatever the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -156,6 +157,10 @@ def _summary(bound_N: np.ndarray, k: int, source_ids: Sequence[Any], titles: Seq
     }
 
 
+# float64, which Triton has no kernel for, on a GPU too.
+_count_above = partial(count_above, implementation="tiled")
+
+
 def certified_hits(swept: Swept, balls: Sequence[Ball]) -> np.ndarray:
     """For every item the largest share of users that could come to have it in their top k, [len(balls), N]. Collective.
 
@@ -195,7 +200,7 @@ def _within(swept: Swept, balls: Sequence[Ball]) -> Pass:
                 for ball in balls:
                     visual, text = (Ball(ball.epsilon * most * (1 + ROUNDING), ball.norm) for most in of_longest)
                     boni.append(worst_case_bonus(content_BC, w_v, w_t, visual, text))
-                counts_Pn[:, ids_m] = count_above(users_BK, items_mK, thresholds_B, torch.stack(boni, dim=1))
+                counts_Pn[:, ids_m] = _count_above(users_BK, items_mK, thresholds_B, torch.stack(boni, dim=1))
             return counts_Pn
 
         return count
@@ -223,7 +228,7 @@ def _replaced(swept: Swept, modalities: Sequence[str]) -> Pass:
         def count(users_BK: torch.Tensor, thresholds_B: torch.Tensor) -> torch.Tensor:
             content_BC = users_BK[:, -width:]
             most = [longest[name] * AnyContent().most(content_BC @ fusion[name]) for name in modalities]
-            return count_above(users_BK, items_nK, thresholds_B, torch.stack(most).sum(0)[:, None])
+            return _count_above(users_BK, items_nK, thresholds_B, torch.stack(most).sum(0)[:, None])
 
         return count
 
