@@ -21,7 +21,8 @@ def count_above(
 
     With a user's k-th best score as threshold and no bonus these are an item's hits; with the most that a
     perturbation can add as bonus, a certified bound on them (docs/algorithm.md, section 7). Scores and the
-    comparison are float32 (float64 for float64 inputs).
+    comparison are float32 (float64 for float64 inputs); tiled takes the bonus off the threshold, so that a score that
+    meets it but for rounding may count or not.
 
     `bonus_B` may be [B, P], P of them for each user: tiled makes their counts of the same scores, in less time than
     a second product takes; Triton goes over the scores P times.

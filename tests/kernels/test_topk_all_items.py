@@ -54,6 +54,19 @@ def test_many_tiles_equal_one_stable_sort(monkeypatch, integer_scores):
         assert torch.equal(ids, true_ids)
 
 
+def test_left_out_stays_left_out_beside_a_negative_nan(monkeypatch):
+    items = torch.full((60, 1), torch.nan).copysign(torch.tensor(-1.0))
+    seen = torch.tensor([0, 30]), torch.arange(30, 60)
+    monkeypatch.setattr(TILED, "_WIDEST", 24)
+    assert topk_all_items(torch.ones(1, 1), items, 20, seen=seen)[1].tolist() == [list(range(20))]
+
+
+def test_no_users(monkeypatch):
+    monkeypatch.setattr(TILED, "_WIDEST", 24)
+    scores, ids = topk_all_items(torch.ones(0, 2), torch.ones(60, 2), 5)
+    assert scores.shape == ids.shape == (0, 5)
+
+
 @pytest.mark.parametrize("order", ["ascending", "equal", "infinite", "no number", "mostly left out"])
 def test_many_tiles_of_unusual_scores_equal_one(monkeypatch, order):
     num_users, num_items = 3, 200

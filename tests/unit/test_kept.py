@@ -38,13 +38,17 @@ def interrupted_at(step):
 def test_a_ranking_goes_on(tiny_catalog, tmp_path, monkeypatch, cut, at_once, used):
     catalog, path = Catalog(tiny_catalog), tmp_path / "evaluation-x.lists"
     undisturbed = ranked(catalog)
+    interrupted = KeptLists(path)
     with pytest.raises(KeyboardInterrupt):
-        ranked(catalog, KeptLists(path), interrupted_at(21))
+        ranked(catalog, interrupted, interrupted_at(21))
+    interrupted.close()
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - cut)
     added, add = [], KeptLists.add
     monkeypatch.setattr(KeptLists, "add", lambda self, start, *lists: added.append(start) or add(self, start, *lists))
-    again = ranked(catalog, KeptLists(path), at_once=at_once)
+    resumed = KeptLists(path)
+    again = ranked(catalog, resumed, at_once=at_once)
+    resumed.close()
     assert added[0] == used and again[0] == undisturbed[0]
     for one, other in zip(again[1:], undisturbed[1:], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -56,16 +60,29 @@ def test_a_ranking_goes_on(tiny_catalog, tmp_path, monkeypatch, cut, at_once, us
     assert not list(tmp_path.iterdir())
 
 
-def test_a_ranking_keeps_no_list_without_those_before_it(tiny_catalog, tmp_path):
-    """Another process that ranked the same run has finished, and taken the file away."""
+def test_one_process_keeps_lists_at_a_time(tiny_catalog, tmp_path):
     path = tmp_path / "evaluation-x.lists"
+    interrupted = KeptLists(path)
+    with pytest.raises(KeyboardInterrupt):
+        ranked(Catalog(tiny_catalog), interrupted, interrupted_at(21))
+    interrupted.close()
+    one = KeptLists(path)
+    other, size = KeptLists(path), path.stat().st_size
+    assert one.lists(0, 21) is not None and other.lists(0, 21) is None
+    other.add(0, *one.lists(0, 7))
+    other.drop()
+    assert path.stat().st_size == size
+    one.drop()
+    assert not list(tmp_path.iterdir())
 
-    def taken_away(done, total):
-        if done == 14:
-            path.unlink()
 
-    ranked(Catalog(tiny_catalog), KeptLists(path), taken_away)
-    assert not path.exists()
+def test_a_full_disk_ends_no_ranking(tiny_catalog, tmp_path, monkeypatch, caplog):
+    def full(file, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept.os, "ftruncate", full)
+    assert ranked(Catalog(tiny_catalog), KeptLists(tmp_path / "evaluation-x.lists"))[0] == ranked(Catalog(tiny_catalog))[0]
+    assert caplog.text.count("No space left on device") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("step", [1, 4, 9])
@@ -87,18 +104,23 @@ def test_a_certificate_goes_on(tmp_path, monkeypatch, step):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("other, agreed", [(3, 3), (2, 2), (0, None)], ids=["as far", "one behind", "has none"])
-def test_ranks_agree_where_to_go_on(tmp_path, monkeypatch, other, agreed):
+def test_ranks_agree_where_to_go_on(tmp_path, monkeypatch, other, agreed, cut):
     monkeypatch.setattr(kept, "_EVERY_SECONDS", -1.0)
     here = KeptSweep(tmp_path, "x")
     for step in (1, 2, 3):
         here.save(step, counts=np.arange(step))
+    if cut:  # a power failure
+        here._file(3).write_bytes(b"")
+        agreed = agreed and 2
     asked = iter([-other, int(other == 0)])
     monkeypatch.setattr(kept, "max_over_ranks", lambda value: value.clamp(min=next(asked)))
     found = KeptSweep(tmp_path, "x").load()
     assert (None if found is None else (found[0], found[1]["counts"].tolist())) == (
         None if agreed is None else (agreed, list(range(agreed)))
     )
+    assert here._steps() == ({2, agreed} if agreed else set())  # what is written from here on is the newest
 
 
 def test_nothing_is_written_of_a_short_certificate(tmp_path):

@@ -45,7 +45,8 @@ def evaluate(
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
-        ranked_by = partial(rank_catalog, blocks.ranking(), ItemBlock(catalog.num_items, world.rank, world.size))
+        block = ItemBlock(catalog.num_items, world.rank, world.size)
+        ranked_by = lambda *given: rank_catalog(blocks.ranking(), block, *given)  # noqa: E731
     else:
         folder, config, catalog, model = opened(run, overrides)
         ranked_by = partial(rank_model, model)
@@ -166,7 +167,8 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
-        measured = partial(certify_swept, on_ranks.swept_on_ranks(blocks, config, catalog, world))
+        swept = partial(on_ranks.swept_on_ranks, blocks, config, catalog, world)
+        measured = lambda *given: certify_swept(swept(), *given)  # noqa: E731
     else:
         folder, config, catalog, model = opened(run, overrides)
         measured = partial(certified, model)
@@ -195,14 +197,14 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     if on_ranks.is_launched():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
-        model = on_ranks.measured_blocks(blocks, config, catalog, world)
+        model = partial(on_ranks.measured_blocks, blocks, config, catalog, world)
         start = partial(on_ranks.measured_start, config, catalog, world)
     else:
         folder, config, catalog, trained = opened(run, overrides)
-        model = Measured.whole(trained)
+        model = partial(Measured.whole, trained)
         start = partial(Measured.whole_start, config, catalog)
     with shown("models", is_first) as progress, on_ranks.logged(run, "mismatch", world):
-        report = measure_mismatch(config, catalog, model, start, progress)
+        report = measure_mismatch(config, catalog, model(), start, progress)
     if not is_first:
         return
     path = folder.write_json("mismatch.json", report)

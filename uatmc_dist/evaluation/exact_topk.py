@@ -73,9 +73,9 @@ def _rescored(users_BK: torch.Tensor, items_nK: torch.Tensor, ids_Bc: torch.Tens
     """Scores of these items, computed in float64 and rounded to float32; -inf for item -1. On a CPU a few users at a
     time, whose rows fit into its cache, in memory that is asked for once."""
     (num_users, width), num_candidates = users_BK.shape, ids_Bc.shape[1]
-    at_once = num_users
+    at_once = max(1, num_users)
     if users_BK.device.type == "cpu":
-        at_once = min(num_users, max(1, _CACHE_BYTES // (8 * num_candidates * width)))
+        at_once = min(at_once, max(1, _CACHE_BYTES // (8 * num_candidates * width)))
     rows, products = (
         items_nK.new_empty(at_once, num_candidates, width, dtype=dtype) for dtype in (items_nK.dtype, torch.float64)
     )

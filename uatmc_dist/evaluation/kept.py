@@ -4,31 +4,37 @@ resumes. Kept work is of the same model, catalog and options: a digest of them i
     U  users    n  items of this rank    P  bounds    k  length of the ranking
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from uatmc_dist.config import METRIC_KS, AttackConfig
 from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.errors import UserError
 from uatmc_dist.parallel.item_parallel import max_over_ranks, num_ranks, own_rank
 from uatmc_dist.whole_files import replacing
 
 _EVERY_SECONDS = 30.0
+_VERSION = 2
+"""Goes up with what a step of a certificate, a record of a list, or a scene of an attack means."""
+_LOG = logging.getLogger("uatmc_dist")
 
 
 def digest_of(runs: Iterable[Path], catalog: Catalog, options: Any) -> str:
     """Of what a measurement of these runs depends on."""
     files = [run / "model/model.safetensors" for run in runs]
     states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
-    words = json.dumps([options, catalog.digest, states])
+    words = json.dumps([_VERSION, options, catalog.digest, states])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -49,40 +55,49 @@ class KeptSweep:
         """(steps done, arrays) that every rank has; None where there is nothing to go on with."""
         if self._folder is None:
             return None
-        steps = self._steps()
+        found = {step: arrays for step in self._steps() if (arrays := self._read(step)) is not None}
         # A rank that was stopped while the others wrote is one file behind them, and they still have that one.
-        step = -int(max_over_ranks(torch.tensor([-max(steps, default=0)])))
-        missing = int(max_over_ranks(torch.tensor([int(step not in steps)])))
-        if missing:
-            return None
-        with np.load(self._file(step)) as found:
-            return step, dict(found)
+        step = -int(max_over_ranks(torch.tensor([-max(found, default=0)])))
+        is_missing = bool(max_over_ranks(torch.tensor([int(step not in found)])))
+        for other in self._steps():
+            if is_missing or other > step:  # of a start that came further: newer than all that this one will write
+                self._file(other).unlink(missing_ok=True)
+        return None if is_missing else (step, found[step])
 
     def save(self, step: int, **arrays: np.ndarray) -> None:
-        """Every half a minute. Raises UserError where the disk does not take it."""
+        """Every half a minute; a warning where the disk does not take it."""
         if self._folder is None:
             return
         is_due = time.monotonic() - self._saved_at > _EVERY_SECONDS
         if not int(max_over_ranks(torch.tensor([int(is_due)]))):
             return
+        self._saved_at = time.monotonic()
         try:
             with replacing(self._file(step)) as unfinished, unfinished.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         except OSError as error:
-            raise UserError(f"{self._file(step)}: cannot be written ({error.strerror}); free space") from None
+            return _warn(self._file(step), error)
         for old in sorted(self._steps())[:-2]:
             self._file(old).unlink(missing_ok=True)
-        self._saved_at = time.monotonic()
+        return None
 
     def drop(self) -> None:
         """Once certificate.json holds all of it; what other options left goes, too."""
         if self._folder is not None:
-            for file in self._folder.glob("certificate-*.npz"):
-                file.unlink(missing_ok=True)
+            for pattern in ("certificate-*.npz", ".certificate-*.npz.*"):
+                for file in self._folder.glob(pattern):
+                    file.unlink(missing_ok=True)
 
     def _file(self, step: int) -> Path:
         assert self._folder is not None
         return self._folder / f"{self._name}-{step}.npz"
+
+    def _read(self, step: int) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(self._file(step)) as found:
+                return dict(found)
+        except (OSError, ValueError, EOFError, BadZipFile):
+            return None
 
     def _steps(self) -> set[int]:
         assert self._folder is not None
@@ -91,48 +106,71 @@ class KeptSweep:
 
 class KeptLists:
     """The lists that a full ranking has made, in the order of its users. Those of all ranks together, so that any
-    number of them goes on; the first one writes."""
+    number of them goes on; the first one writes, unless another process is writing them."""
 
     _RECORD = np.dtype([("ids", "<i8", max(METRIC_KS)), ("scores", "<f4", max(METRIC_KS))])
 
     def __init__(self, path: Path | None, writes: bool = True) -> None:
         """`path` None: nothing is kept; otherwise collective."""
         self._path, self._writes, self._num_users = path, writes, 0
-        if path is not None:
-            records = path.stat().st_size // self._RECORD.itemsize if path.exists() else 0
-            self._num_users = -int(max_over_ranks(torch.tensor([-records])))
+        self._file: int | None = None
+        if path is None:
+            return
+        with contextlib.suppress(OSError):  # nothing is kept then
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY)
+        if self._file is not None and writes:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+            except OSError:
+                pass  # a disk without locks
+        records = 0 if self._file is None else os.fstat(self._file).st_size // self._RECORD.itemsize
+        self._num_users = -int(max_over_ranks(torch.tensor([-records])))
 
     @classmethod
     def of_run(cls, run: Path, catalog: Catalog, split: str, writes: bool = True) -> "KeptLists":
-        return cls(run / f"evaluation-{digest_of([run], catalog, split)}.lists", writes)
+        return cls(run / f"evaluation-{digest_of([run], catalog, [split, max(METRIC_KS)])}.lists", writes)
 
     def lists(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(scores_Bk, ids_Bk) of these users, where all of them are kept."""
-        if self._path is None or stop > self._num_users:
+        if self._file is None or stop > self._num_users:
             return None
-        found = np.fromfile(self._path, self._RECORD, stop - start, offset=start * self._RECORD.itemsize)
+        size = self._RECORD.itemsize
+        found = np.frombuffer(os.pread(self._file, (stop - start) * size, start * size), self._RECORD)
         return torch.from_numpy(found["scores"].copy()), torch.from_numpy(found["ids"].copy())
 
     def add(self, start: int, scores_Bk: torch.Tensor, ids_Bk: torch.Tensor) -> None:
-        """Those of the users from `start` on; what is there of them is replaced. Raises UserError where the disk does
-        not take it."""
-        if self._path is None or not self._writes:
+        """Those of the users from `start` on; what is there of them is replaced. A warning where the disk does not take
+        them."""
+        if self._file is None or not self._writes:
             return
         before = start * self._RECORD.itemsize
-        if (self._path.stat().st_size if self._path.exists() else 0) < before:
-            return  # another process that ranks the same run has finished: what is there now has no beginning
         records = np.empty(len(ids_Bk), self._RECORD)
         records["ids"], records["scores"] = ids_Bk.numpy(), scores_Bk.numpy()
         try:
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.truncate(before)
-                file.seek(0, os.SEEK_END)
+            os.ftruncate(self._file, before)
+            with open(self._file, "r+b", closefd=False) as file:
+                file.seek(before)
                 file.write(records.tobytes())
         except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from None
+            assert self._path is not None
+            _warn(self._path, error)
+            self.drop()
 
     def drop(self) -> None:
         """Once evaluation.json holds all of it; what was kept of other models and splits goes, too."""
-        if self._path is not None and self._writes:
+        if self._path is not None and self._file is not None and self._writes:
             for file in self._path.parent.glob("evaluation-*.lists"):
                 file.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Keeps no more; another process may."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
+
+def _warn(file: Path, error: OSError) -> None:
+    _LOG.warning("%s: cannot be written (%s); an interrupted command would begin anew", file, error.strerror)

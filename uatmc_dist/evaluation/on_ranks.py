@@ -2,6 +2,7 @@
 training. No rank ever holds all users, items or features.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from uatmc_dist.config import Config, PhaseName
 from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.certificate import check_certifiable
 from uatmc_dist.evaluation.mismatch import Measured
 from uatmc_dist.evaluation.promotion import (
@@ -40,6 +42,8 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.parallel.traffic import TRAFFIC
 
+_LOG = logging.getLogger("uatmc_dist")
+
 
 def _unseen(done: int, total: int) -> None:
     """Progress that nobody sees."""
@@ -53,7 +57,8 @@ def is_launched() -> bool:
 @contextmanager
 def logged(run: Path, verb: str, world: World | None) -> Iterator[None]:
     """A line of the run's traffic.jsonl when the block has ended: seconds, what the first rank has received, and the
-    most that a rank has held. `world` None: not under torchrun, and nothing is written. Collective."""
+    most that a rank has held; a warning where it cannot be written. `world` None: not under torchrun, and nothing is
+    written. Collective."""
     TRAFFIC.take()
     begun = time.monotonic()
     yield
@@ -63,7 +68,10 @@ def logged(run: Path, verb: str, world: World | None) -> Iterator[None]:
     peak = any_rank(peak_memory_bytes(world.device))
     if world.is_first:
         line = {"verb": verb, "ranks": world.size, "seconds": round(seconds, 3), **received, "peak_memory_bytes": peak}
-        add_line(run / "traffic.jsonl", line)
+        try:
+            add_line(run / "traffic.jsonl", line)
+        except UserError as error:
+            _LOG.warning(str(error))
 
 
 def load_blocks(

@@ -151,6 +151,7 @@ def _attack_scene(
             start = time.monotonic()
             candidates = list(attack(targets, budget, generator(seed, index)))
             hits_CT = torch.stack([scene.hits(scene.moved(deltas, budget)) for deltas in candidates])
+            hits_CT.cpu()  # so that the device is waited for here, not in what is timed next
             tally.seconds += time.monotonic() - start
             moved[attack.name + suffix, epsilon] = scene.moved(best_by(candidates, hits_CT), budget)
             if attack.name + suffix == "apgd":
@@ -162,7 +163,9 @@ def _attack_scene(
             found.certified.setdefault(epsilon, []).append(certified_T.cpu().numpy())
         found.tallies.setdefault((STRONGEST + suffix, epsilon), Tally())
     embeddings = [scene.clean, *moved.values()]
-    ranks, hits = (found.cpu().numpy() for found in (scene.mean_ranks(embeddings), scene.hits_by_length(embeddings)))
+    ranks, hits = (
+        of_each.cpu().numpy() for of_each in (scene.mean_ranks(embeddings), scene.hits_by_length(embeddings))
+    )
     if not suffix:
         found.rank_before.append(ranks[0])
     for key, rank_T in zip(moved, ranks[1:], strict=True):

@@ -5,7 +5,6 @@ U  users    N  items    n  items of this rank, all of them where there is one   
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -74,14 +73,15 @@ class Swept:
             {"bars": bars_U, "counts": counts_Pn}[name].copy_(torch.from_numpy(values))
         progress(step, total)
         begun, count = 0, None
+        best_here: ExactTopk | None = ExactTopk(self.items_nK)
         while step < total:
             index, of_pass = step % len(starts), step // len(starts)
             users = range(starts[index], min(starts[index] + _USERS_AT_ONCE, self.num_users))
             if of_pass == 0:
-                bars_U[users.start : users.stop] = self._bars(users)
+                bars_U[users.start : users.stop] = self._bars(best_here, users)
             else:
                 if count is None or begun != of_pass:
-                    count = None  # before the next one copies the items
+                    best_here = count = None  # what holds copies of the items, before the next one makes its own
                     begun, count = of_pass, passes[of_pass - 1].counter()
                 users_BK = self.user_rows(torch.arange(users.start, users.stop)).double()
                 bars_B = bars_U[users.start : users.stop].to(users_BK.device)
@@ -92,13 +92,10 @@ class Swept:
         shares_nP = counts_Pn.T.double() / self.num_users
         return gather_rows(shares_nP, self.block.sizes).T.numpy()
 
-    @cached_property
-    def _best_here(self) -> ExactTopk:
-        return ExactTopk(self.items_nK)
-
-    def _bars(self, users: range) -> torch.Tensor:
+    def _bars(self, best_here: ExactTopk | None, users: range) -> torch.Tensor:
         """What a score of these users has to reach, [B] float64: a score that rounds to the bar in float32 may be below
         it in float64, so the bar is lowered by one step. Who has the item in the top k already keeps it: the clean
         score is at least the bar."""
-        best_B = torch.cat([best_Bk[:, -1] for best_Bk in best_scores(self._best_here, self.user_rows, users, self.k)])
+        assert best_here is not None
+        best_B = torch.cat([best_Bk[:, -1] for best_Bk in best_scores(best_here, self.user_rows, users, self.k)])
         return torch.nextafter(best_B, torch.full_like(best_B, -torch.inf)).double()

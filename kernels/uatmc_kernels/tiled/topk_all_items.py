@@ -1,6 +1,6 @@
 """Tiled pass of `uatmc_kernels.topk_all_items`: one running top-k, ordered by integer keys.
 
-B  users    T  items of a tile    E  scores that may enter a list    M  the most of them that one user has
+B  users    T  items of a tile    E  entries left out    F  scores that may enter a list    M  the most of a user
 """
 
 import torch
@@ -82,21 +82,21 @@ def _better_keys(
     a list is not full, or too much is better."""
     num_users = len(scores_BT)
     last_B1, last_items_B1 = scores_and_items(best_Bk.amin(1, keepdim=True))
-    if (last_items_B1 < 0).any():
+    if not num_users or (last_items_B1 < 0).any():
         return None
-    scores_BT[seen] = float("-inf")
-    above = tiles.not_below(scores_BT, last_B1)  # a NaN comes first
+    above = tiles.not_below(scores_BT, last_B1)
+    above[seen] = False
     # Eight comparisons are one word: nearly all are zero, and words are searched faster than Booleans.
     rows_W, words_W = above.view(torch.int64).nonzero(as_tuple=True)
-    at_W, bytes_E = above.view(num_users, -1, 8)[rows_W, words_W].nonzero(as_tuple=True)
-    rows_E, columns_E = rows_W[at_W], 8 * words_W[at_W] + bytes_E
-    counts_B = torch.bincount(rows_E, minlength=num_users)
+    at_W, bytes_F = above.view(num_users, -1, 8)[rows_W, words_W].nonzero(as_tuple=True)
+    rows_F, columns_F = rows_W[at_W], 8 * words_W[at_W] + bytes_F
+    counts_B = torch.bincount(rows_F, minlength=num_users)
     most = int(counts_B.max())
     if most > _FEW * best_Bk.shape[1]:
         return None
-    place_E = torch.arange(len(rows_E), device=rows_E.device) - (counts_B.cumsum(0) - counts_B)[rows_E]
+    place_F = torch.arange(len(rows_F), device=rows_F.device) - (counts_B.cumsum(0) - counts_B)[rows_F]
     keys_BM = best_Bk.new_full((num_users, most), NOTHING)
-    keys_BM[rows_E, place_E] = keys_of(scores_BT[rows_E, columns_E], start + columns_E)
+    keys_BM[rows_F, place_F] = keys_of(scores_BT[rows_F, columns_F], start + columns_F)
     return keys_BM
 
 
