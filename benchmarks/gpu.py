@@ -1,5 +1,5 @@
 """The day a GPU is there: its tests, kernels against their floors, launches timed, training steps of every objective
-and defence, a whole run, ranking and an attack, within 25 minutes; then what missed its prediction.
+and defence, a whole run, ranking, an attack and a certificate, within 25 minutes; then what missed its prediction.
 
 python -m benchmarks.gpu               # on one GPU
 python -m benchmarks.gpu --rehearse    # the same on a CPU, with tiny sizes: whether it runs
