@@ -81,7 +81,9 @@ def test_a_full_disk_ends_no_ranking(tiny_catalog, tmp_path, monkeypatch, caplog
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept.os, "ftruncate", full)
-    assert ranked(Catalog(tiny_catalog), KeptLists(tmp_path / "evaluation-x.lists"))[0] == ranked(Catalog(tiny_catalog))[0]
+    assert (
+        ranked(Catalog(tiny_catalog), KeptLists(tmp_path / "evaluation-x.lists"))[0] == ranked(Catalog(tiny_catalog))[0]
+    )
     assert caplog.text.count("No space left on device") == 1 and not list(tmp_path.iterdir())
 
 
