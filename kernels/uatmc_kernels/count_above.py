@@ -33,9 +33,8 @@ def count_above(
     check_float("thresholds_B", thresholds_B, (len(users_BK),), users_BK)
     check_float("bonus_B", bonus_B, (len(users_BK), *(None,) * (bonus_B.dim() > 1)), users_BK)
     name = resolve(implementation, users_BK)
-    boni_BP = bonus_B if bonus_B.dim() > 1 else bonus_B[:, None]
-    count = reference.count_above if name == "reference" else _count
-    counts_PN = count(users_BK, items_NK, thresholds_B, boni_BP, *([] if name == "reference" else [name]))
+    given = users_BK, items_NK, thresholds_B, bonus_B if bonus_B.dim() > 1 else bonus_B[:, None]
+    counts_PN = reference.count_above(*given) if name == "reference" else _count(*given, name)
     return counts_PN if bonus_B.dim() > 1 else counts_PN[0]
 
 

@@ -29,6 +29,11 @@ def tile_width(num_users: int, num_items: int, dtype: torch.dtype) -> int:
     return max(1, min(num_items, MAX_TILE, max(MIN_TILE, width // 16 * 16)))
 
 
+def shaped(buffer: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The beginning of a flat buffer as a tile: the last one, and the last users, are fewer than it has room for."""
+    return buffer[: rows * columns].view(rows, columns)
+
+
 def entry_bounds(columns_E: torch.Tensor, num_items: int, width: int) -> list[int]:
     """Where each tile's entries begin among the sorted columns: tile i has those from bounds[i] to bounds[i + 1]."""
     starts = torch.arange(0, num_items + width, width, device=columns_E.device)
@@ -53,8 +58,7 @@ def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
     flat_E = rows_E * (num_items - first_E).clamp(max=width) + columns_E - first_E
     for index, start in enumerate(range(0, num_items, width)):
         stop = min(start + width, num_items)
-        shape = (num_users, stop - start)
-        tile_BT = buffer[: shape[0] * shape[1]].view(shape)
+        tile_BT, scratch_BT = (shaped(each, num_users, stop - start) for each in (buffer, scratch))
         items_TK = items_NK[start:stop].to(dtype)
         torch.addmm(minus_positive_B1, users_BK, items_TK.T, out=tile_BT)
         if scores.item_offset_N is not None:
@@ -62,7 +66,7 @@ def relative_score_tiles(scores: ScorePass) -> Iterator[Tile]:
         first, last = bounds[index], bounds[index + 1]
         if first < last:
             tile_BT.view(-1).index_fill_(0, flat_E[first:last], float("-inf"))
-        yield Tile(start, stop, tile_BT, scratch[: shape[0] * shape[1]].view(shape), items_TK)
+        yield Tile(start, stop, tile_BT, scratch_BT, items_TK)
 
 
 def row_chunks(num_rows: int, floats_per_row: int) -> Iterator[slice]:

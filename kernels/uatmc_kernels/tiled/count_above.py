@@ -3,7 +3,7 @@
 import torch
 
 from uatmc_kernels._dispatch import accumulator_dtype
-from uatmc_kernels.tiled._tiles import tile_width
+from uatmc_kernels.tiled._tiles import shaped, tile_width
 
 _USERS_AT_ONCE = 255
 """A byte counts so many: on a CPU bytes are added twenty times as fast as Booleans."""
@@ -32,7 +32,7 @@ def count_above(
         for first in range(0, num_users, at_once):
             chosen = slice(first, min(first + at_once, num_users))
             shape = chosen.stop - first, items_KT.shape[1]
-            scores_CT, above_CT = (buffer[: shape[0] * shape[1]].view(shape) for buffer in (scores, above))
+            scores_CT, above_CT = (shaped(buffer, *shape) for buffer in (scores, above))
             torch.mm(users_BK[chosen], items_KT, out=scores_CT)
             for counts_T, limits_B1 in zip(counts_PT, limits_PB1, strict=True):
                 torch.gt(scores_CT, limits_B1[chosen], out=above_CT)

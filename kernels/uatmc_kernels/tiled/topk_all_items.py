@@ -7,7 +7,7 @@ import torch
 
 from uatmc_kernels._dispatch import Seen, accumulator_dtype, left_out
 from uatmc_kernels._ranking_keys import NOTHING, keys_of, scores_and_items
-from uatmc_kernels.tiled._tiles import entry_bounds
+from uatmc_kernels.tiled._tiles import entry_bounds, shaped
 
 _TILE_BYTES, _WIDEST = 16 << 20, 1 << 13
 """Of float64 scores, and in items. Selecting costs more by the tile than by the item, so tiles are wider than those of
@@ -44,31 +44,31 @@ class _Tiles:
     """Memory of one tile, used for all: of so much, asked for anew each time, every page costs the system a fault."""
 
     def __init__(self, num_users: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        size = num_users * 8 * -(-width // 8)
-        of_products, of_scores, of_above = dtype, torch.float32, torch.bool
-        self._products, self._scores, self._above = (
-            torch.empty(size if needed else 0, dtype=kind, device=device)
-            for kind, needed in ((of_products, True), (of_scores, dtype != of_scores), (of_above, True))
-        )
+        empty = lambda size, dtype: torch.empty(size, dtype=dtype, device=device)  # noqa: E731
+        self._products = empty(num_users * width, dtype)
+        self._scores = self._products if dtype == torch.float32 else empty(num_users * width, torch.float32)
+        self._above = empty(num_users * _whole_words(width), torch.bool)
 
     def scores(self, users_BK: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
         """[B, T] float32."""
         shape = len(users_BK), len(items_TK)
-        products_BT = self._products[: shape[0] * shape[1]].view(shape)
+        products_BT, scores_BT = (shaped(buffer, *shape) for buffer in (self._products, self._scores))
         torch.mm(users_BK, items_TK.T, out=products_BT)
-        if products_BT.dtype == torch.float32:
-            return products_BT
-        return self._scores[: shape[0] * shape[1]].view(shape).copy_(products_BT)
+        return scores_BT if self._scores is self._products else scores_BT.copy_(products_BT)
 
     def not_below(self, scores_BT: torch.Tensor, last_B1: torch.Tensor) -> torch.Tensor:
         """Where scores are above, or no number, [B, T and up to seven more, which are False]."""
         num_users, width = scores_BT.shape
-        columns = 8 * -(-width // 8)
-        above = self._above[: num_users * columns].view(num_users, columns)
+        above = shaped(self._above, num_users, _whole_words(width))
         torch.le(scores_BT, last_B1, out=above[:, :width])
         above[:, :width].logical_not_()
         above[:, width:] = False
         return above
+
+
+def _whole_words(width: int) -> int:
+    """So many Booleans and up to seven more: words of eight."""
+    return 8 * -(-width // 8)
 
 
 def _better_keys(
