@@ -162,7 +162,7 @@ def swept_on_ranks(model: TrainingModel, config: Config, catalog: Catalog, world
     check_certifiable(config.model.content, _is_linear(config))
     ranking, block = model.ranking(), _block(catalog, world)
     items_nK, dense = ranking.items_nK, model.dense.requires_grad_(False)
-    _, v_nd, t_nd = (rows.to(items_nK.device) for rows in content_rows(model, torch.arange(block.lo, block.hi)))
+    _, v_nd, t_nd = content_rows(model, torch.arange(block.lo, block.hi))
     return Swept(catalog.num_users, block, config.attack.k, ranking.user_rows, items_nK, v_nd, t_nd, dense)
 
 
@@ -201,11 +201,11 @@ def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, .
 
 
 def content_rows(model: Any, ids_m: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """identity, v and t of these items of this rank, on the CPU."""
+    """identity, v and t of these items of this rank, where the model is."""
     ids_n, place_m = ids_m.unique(return_inverse=True)  # ascending, as the model wants them
     of_items = model.items.local_weight
     identity_nd = of_items[ids_n.to(of_items.device) - model.items.block.lo]
     identity_md, v_md, t_md = (
-        rows_nd.detach().cpu()[place_m] for rows_nd in (identity_nd, *model.content.projected(ids_n))
+        rows_nd.detach()[place_m.to(rows_nd.device)] for rows_nd in (identity_nd, *model.content.projected(ids_n))
     )
     return identity_md, v_md, t_md

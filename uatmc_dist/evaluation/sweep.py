@@ -64,38 +64,41 @@ class Swept:
         users. Collective."""
         kept = kept or KeptSweep(None)
         starts = range(0, self.num_users, _USERS_AT_ONCE)
-        total = len(starts) * (1 + len(passes))
-        first_bound = np.cumsum([0, *(one.bounds for one in passes)])
+        blocks = [range(start, min(start + _USERS_AT_ONCE, self.num_users)) for start in starts]
+        total = len(blocks) * (1 + len(passes))
+        bounds = [one.bounds for one in passes]
         bars_U = torch.zeros(self.num_users, dtype=torch.float64)
-        counts_Pn = torch.zeros(first_bound[-1], len(self.items_nK), dtype=torch.int64)
+        counts_Pn = torch.zeros(sum(bounds), len(self.items_nK), dtype=torch.int64)
         step, found = kept.load() or (0, {})
         for name, values in found.items():
             {"bars": bars_U, "counts": counts_Pn}[name].copy_(torch.from_numpy(values))
         progress(step, total)
-        begun, count = 0, None
-        best_here: ExactTopk | None = ExactTopk(self.items_nK)
-        while step < total:
-            index, of_pass = step % len(starts), step // len(starts)
-            users = range(starts[index], min(starts[index] + _USERS_AT_ONCE, self.num_users))
-            if of_pass == 0:
-                bars_U[users.start : users.stop] = self._bars(best_here, users)
-            else:
-                if count is None or begun != of_pass:
-                    best_here = count = None  # what holds copies of the items, before the next one makes its own
-                    begun, count = of_pass, passes[of_pass - 1].counter()
-                users_BK = self.user_rows(torch.arange(users.start, users.stop)).double()
-                bars_B = bars_U[users.start : users.stop].to(users_BK.device)
-                counts_Pn[first_bound[of_pass - 1] : first_bound[of_pass]] += count(users_BK, bars_B).cpu()
-            step += 1
+
+        def finished(step: int) -> None:
             kept.save(step, bars=bars_U.numpy(), counts=counts_Pn.numpy())
             progress(step, total)
+
+        best_here = ExactTopk(self.items_nK)
+        for done, users in enumerate(blocks[step:], start=step + 1):
+            bars_U[users.start : users.stop] = self._bars(best_here, users)
+            finished(done)
+        del best_here  # like each count, it may hold a copy of the items: there is one at a time
+        for number, (one, counts_pn) in enumerate(zip(passes, counts_Pn.split(bounds), strict=True), start=1):
+            first = max(step - number * len(blocks), 0)
+            if first >= len(blocks):
+                continue
+            count = one.counter()
+            for done, users in enumerate(blocks[first:], start=number * len(blocks) + first + 1):
+                users_BK = self.user_rows(torch.arange(users.start, users.stop)).double()
+                counts_pn += count(users_BK, bars_U[users.start : users.stop].to(users_BK.device)).cpu()
+                finished(done)
+            del count
         shares_nP = counts_Pn.T.double() / self.num_users
         return gather_rows(shares_nP, self.block.sizes).T.numpy()
 
-    def _bars(self, best_here: ExactTopk | None, users: range) -> torch.Tensor:
+    def _bars(self, best_here: ExactTopk, users: range) -> torch.Tensor:
         """What a score of these users has to reach, [B] float64: a score that rounds to the bar in float32 may be below
         it in float64, so the bar is lowered by one step. Who has the item in the top k already keeps it: the clean
         score is at least the bar."""
-        assert best_here is not None
         best_B = torch.cat([best_Bk[:, -1] for best_Bk in best_scores(best_here, self.user_rows, users, self.k)])
         return torch.nextafter(best_B, torch.full_like(best_B, -torch.inf)).double()
