@@ -18,7 +18,7 @@ class AdversarialStep:
     def __init__(self, num_pairs: int, num_items: int, dim: int, num_users: int = 20_000) -> None:
         generator = torch.Generator().manual_seed(0)
         draw = lambda high: torch.randint(high, (num_pairs,), generator=generator)  # noqa: E731
-        self.batch = Batch(draw(num_users), draw(num_items), draw(num_items))
+        self.batch = Batch(draw(num_users), draw(num_items))
         known = KnownPositives(self.batch.users_B.numpy(), self.batch.positives_B.numpy(), num_users, num_items)
         self.objective = FullCatalog(ItemBlock(num_items, 0, 1), known, exclude_known_positives=False)
         self.rows = self.objective.rows(self.batch)

@@ -1,5 +1,6 @@
 """Whole steps of the trainer at the size of Amazon Baby (19,445 users, 7,050 items, features 4096 + 384, batch 2048):
-clean ones, the adversarial phase without an adversary, and every defence, in turn.
+clean ones, the adversarial phase without an adversary, and every defence, in turn; and how many operations of PyTorch
+each dispatches.
 
 python -m benchmarks.trainer_step                           # every item is a negative of every pair
 python -m benchmarks.trainer_step --objective softmax       # or sampled
@@ -12,8 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import append, median_ratio, quantile, timed
 from uatmc_dist.config import Config
@@ -38,6 +41,22 @@ def one_step(trainer: Trainer, indices: Iterator[int]) -> None:
         torch.cuda.synchronize()
 
 
+class _Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def dispatched(trainer: Trainer, indices: Iterator[int]) -> int:
+    """Operations of one step, making of the batch and backward pass included; a kernel of ours is one of them."""
+    one_step(trainer, indices)  # what the first step makes once
+    with _Operations() as operations:
+        one_step(trainer, indices)
+    return operations.count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=("full_catalog", "softmax", "sampled"), default="full_catalog")
@@ -48,7 +67,7 @@ def main() -> None:
     world = process_group.join()
     with tempfile.TemporaryDirectory() as folder:
         synthesize(Path(folder) / "baby", **sizes, seed=0)
-        steps = {}
+        steps, operations = {}, {}
         for name, (phase, adversary) in STEPS.items():
             config = Config.model_validate(
                 {
@@ -67,12 +86,15 @@ def main() -> None:
             trainer = Trainer(config, world)
             trainer.begin(Position(phase))
             trainer.checkpoints.settle()
-            steps[name] = partial(one_step, trainer, itertools.count())
+            indices = itertools.count()
+            operations[name] = dispatched(trainer, indices)
+            steps[name] = partial(one_step, trainer, indices)
         seconds = timed(steps, repeats)
         for name, values in seconds.items():
             given = {"B": 2048, **sizes}
             append(f"trainer_step_{arguments.objective}", name, given, values, None, device=world.device.type)
-            print(f"{name}: {quantile(values, 0.5):.3f} s a step ({torch.get_num_threads()} threads)")
+            seconds_a_step = f"{quantile(values, 0.5):.3f} s a step ({torch.get_num_threads()} threads)"
+            print(f"{name}: {seconds_a_step}, {operations[name]} operations")
         for name in DEFENCES:
             ratios = [f"{median_ratio(seconds[name], seconds[other]):.2f} times '{other}'" for other in (CLEAN, PLAIN)]
             print(f"{name} takes {' and '.join(ratios)}")

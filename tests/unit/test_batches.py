@@ -17,7 +17,7 @@ def sampler(seed=0, batch_size=64):
     users, items = keys // 30, keys % 30
     known = KnownPositives(users, items, 40, 30)
     return (
-        Sampler(users, items, known, 30, batch_size, seed),
+        Sampler(users, items, known, 30, batch_size, seed, with_negatives=True),
         known,
         set(zip(users.tolist(), items.tolist(), strict=True)),
     )
@@ -54,7 +54,7 @@ def test_negatives_were_not_bought_unless_everything_was():
         bought = set(zip(batch.users_B.tolist(), batch.negatives_B.tolist(), strict=True)) & truth
         assert not bought
     everything = KnownPositives(np.zeros(3, dtype=np.int64), np.arange(3), 1, 3)
-    greedy = Sampler(np.zeros(3, dtype=np.int64), np.arange(3), everything, 3, 3, 0)
+    greedy = Sampler(np.zeros(3, dtype=np.int64), np.arange(3), everything, 3, 3, 0, with_negatives=True)
     assert len(greedy.batch(0, 0)) == 3
 
 

@@ -16,12 +16,12 @@ _MAX_REDRAWS = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch; every rank holds the same one (three int64 vectors)."""
+    """One global batch; every rank holds the same one (int64 vectors)."""
 
     users_B: torch.Tensor
     positives_B: torch.Tensor
-    negatives_B: torch.Tensor
-    """One uniform item a pair that the user has not bought in training."""
+    negatives_B: torch.Tensor | None = None
+    """One uniform item a pair that the user has not bought in training, for the objective that takes them."""
     seed: tuple[int, ...] = ()
     """Words that no other batch of the run has: what seeds the random draws of its step."""
 
@@ -126,10 +126,17 @@ class Sampler:
     at the exact pair on any number of ranks."""
 
     def __init__(
-        self, users: np.ndarray, items: np.ndarray, known: KnownPositives, num_items: int, batch_size: int, seed: int
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        known: KnownPositives,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        with_negatives: bool,
     ) -> None:
         self._users, self._items = torch.from_numpy(users), torch.from_numpy(items)
-        self._known, self._num_items = known, num_items
+        self._known, self._num_items, self._with_negatives = known, num_items, with_negatives
         self._batch_size, self._seed = batch_size, seed
         self._order: tuple[int, torch.Tensor] | None = None
 
@@ -145,7 +152,8 @@ class Sampler:
         chosen = self._epoch_order(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         users_B, positives_B = self._users[chosen].long(), self._items[chosen].long()
         seed = self._seed, epoch, index + 1
-        return Batch(users_B, positives_B, self._negatives(users_B, generator(*seed)), seed)
+        negatives_B = self._negatives(users_B, generator(*seed)) if self._with_negatives else None
+        return Batch(users_B, positives_B, negatives_B, seed)
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:

@@ -125,8 +125,7 @@ class ContentModel(Projectors):
         dtype = self.bias.dtype
         # DeepSpeed leaves what stands for a missing modality in float32 where it trains in bf16.
         w_v, w_t = self.w_v.to(dtype), self.w_t.to(dtype)
-        content_nd = F.linear(v_nd.to(dtype), w_v, self.bias) + F.linear(t_nd.to(dtype), w_t)
-        return content_nd.float()
+        return torch.addmm(F.linear(v_nd.to(dtype), w_v, self.bias), t_nd.to(dtype), w_t.T).float()
 
 
 Dense = TypeVar("Dense", bound=Projectors)

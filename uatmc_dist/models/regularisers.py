@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, batch_slice, gather_rows, num_ranks, sum_for_all
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, gather_rows, num_ranks, own_share, sum_for_all
 from uatmc_dist.parallel.upload import upload
 
 
@@ -17,13 +17,14 @@ def embedding_size(
     frobenius: |users| + sum over item lists of |rows|, Frobenius norms. squared: the sum of their squares.
     """
     row_squares_n = identity_nd.square().sum(1)
-    squares = [users_BK[batch_slice(len(users_BK))].square().sum()]
+    squares = [own_share(users_BK).square().sum()]
     for items_B in item_lists:
         squares.append(row_squares_n[rows.places(items_B, row_squares_n.device).index_M].sum())
     if norm == "squared":
         return torch.stack(squares).sum()
-    norms = sum_for_all(torch.stack(squares)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    return norms.sum() / num_ranks()
+    # Added, not clamped: it changes no number that is not as small, and what has norm 0 has gradient 0.
+    norms = (sum_for_all(torch.stack(squares)) + torch.finfo(torch.float32).tiny).sqrt()
+    return norms.sum() if num_ranks() == 1 else norms.sum() / num_ranks()
 
 
 def contrastive(

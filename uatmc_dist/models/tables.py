@@ -98,8 +98,8 @@ class _Sharded:
         """In this rank's block, by its own numbers."""
         (lookup,) = self._sharded._lookups
         found = lookup(features)
-        if found.requires_grad:
-            ranks = self.block.world_size
+        ranks = self.block.world_size
+        if found.requires_grad and ranks > 1:
             found.register_hook(lambda gradient: gradient / ranks)  # as TorchRec's exchange does
         return found
 

@@ -47,7 +47,7 @@ class DenseEngine:
         """Gradients of the sum over ranks of `partial_loss`. The tables' optimisers run inside."""
         TRAFFIC.all_reduced(sum(p.nbytes for p in self.parameters.values()))
         # DeepSpeed averages dense gradients over the ranks, and so does TorchRec for the tables.
-        loss = partial_loss * self._world.size
+        loss = partial_loss if self._world.size == 1 else partial_loss * self._world.size
         if self._engine is None:
             loss.backward()
         else:

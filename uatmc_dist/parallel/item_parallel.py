@@ -106,11 +106,12 @@ class ActiveRows:
         return torch.where(self.ids_n[position_B] == items_B, position_B, -1)
 
 
-def batch_slice(batch_size: int) -> slice:
-    """This rank's share of a global batch; the last ranks' may be short or empty."""
-    share = -(-batch_size // num_ranks())
-    start = min(own_rank() * share, batch_size)
-    return slice(start, min(start + share, batch_size))
+def own_share(of_pairs: torch.Tensor) -> torch.Tensor:
+    """This rank's share of what every rank has of a global batch, [B, ...]; the last ranks' may be short or empty."""
+    if num_ranks() == 1:
+        return of_pairs
+    share = -(-len(of_pairs) // num_ranks())
+    return of_pairs[own_rank() * share : (own_rank() + 1) * share]
 
 
 def sum_over_ranks(partial: torch.Tensor) -> torch.Tensor:
@@ -203,6 +204,8 @@ def scores_at(users_BK: torch.Tensor, rows_nK: torch.Tensor, places: Places) -> 
     ranks for all."""
     dtype = torch.promote_types(users_BK.dtype, torch.float32)
     rows_MK = rows_nK.index_select(0, places.index_M).to(dtype)
+    if len(rows_MK) == len(users_BK):  # all of them are here, and in order
+        return (users_BK.to(dtype) * rows_MK).sum(1)
     scores_M = (users_BK.index_select(0, places.mine_M).to(dtype) * rows_MK).sum(1)
     return scores_M.new_zeros(len(users_BK)).index_add(0, places.mine_M, scores_M)
 

@@ -3,6 +3,7 @@
 Each rank owns a block of items and a slice of the batch's users.
 """
 
+import math
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -278,7 +279,8 @@ class Trainer:
         position = self.position
         if self.world.device.type == "cuda" and not self.reporter.logs_at(position.step + 1):
             return
-        finite = torch.stack([term.detach() for term in terms.values()]).isfinite().tolist()
+        with torch.no_grad():
+            finite = list(map(math.isfinite, torch.stack(list(terms.values())).tolist()))
         # Counted from the end, so that the largest of all ranks is the first term that went bad.
         bad = any_rank(len(terms) - finite.index(False) if False in finite else 0)
         if not bad:

@@ -40,10 +40,11 @@ class Phase:
             model = backbone(config.model).training_model(catalog, known, config, world, name, dense_weights, progress)
         in_adversarial, adversarial = name == "adversarial", config.adversarial
         block = ItemBlock(catalog.num_items, world.rank, world.size)
+        objective = _objective(config, name, block, known)
         step = Step(
             config,
             model,
-            _objective(config, name, block, known),
+            objective,
             adversary(adversarial, catalog.num_items, config.seed) if in_adversarial else None,
             in_adversarial and adversarial.adversary == "certified",
             0.0 if in_adversarial else config.clean.align_weight,
@@ -51,7 +52,8 @@ class Phase:
         )
         users, items = training_pairs(catalog)
         seed = 2 * config.seed + in_adversarial  # the phases see the pairs in different orders
-        sampler = Sampler(users, items, known, catalog.num_items, config.training.batch_size, seed)
+        given = known, catalog.num_items, config.training.batch_size, seed
+        sampler = Sampler(users, items, *given, with_negatives=isinstance(objective, Sampled))
         return cls(model, step, sampler)
 
 

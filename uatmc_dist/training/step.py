@@ -52,6 +52,7 @@ class Step:
 
     def update(self, terms: dict[str, torch.Tensor], scale: float = 1.0) -> None:
         """One step of every optimiser on `scale` times their sum. Collective."""
-        loss = torch.stack(list(terms.values())).sum()
+        first, *others = terms.values()
+        loss = sum(others, first)
         self.model.engine.backward(loss if scale == 1.0 else scale * loss)
         self.model.engine.step()

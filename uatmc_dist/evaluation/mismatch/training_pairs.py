@@ -80,7 +80,7 @@ class TrainingPairs:
             users, items = users[chosen], items[chosen]
         order = users.argsort(stable=True)
         self.users_P, positives_P = users[order], items[order]
-        batch = Batch(self.users_P, positives_P, positives_P)
+        batch = Batch(self.users_P, positives_P)
         known = KnownPositives.of_training(catalog)
         objective = FullCatalog(model.block, known, exclude_known_positives=False)
         rows = objective.rows(batch)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from uatmc_dist.data.batches import Batch
 from uatmc_dist.models.objectives.base import content_columns, inside, tiles
-from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, Places, batch_slice, scores_at, sum_over_ranks
+from uatmc_dist.parallel.item_parallel import ActiveRows, ItemBlock, Places, own_share, scores_at, sum_over_ranks
 
 
 class Sampled:
@@ -17,11 +17,12 @@ class Sampled:
         self._block = block
 
     def rows(self, batch: Batch) -> ActiveRows:
-        touched = torch.unique(torch.cat([batch.positives_B, batch.negatives_B]))
+        touched = torch.unique(torch.cat(self.ranked_items(batch)))
         first, last = torch.searchsorted(touched, torch.tensor([self._block.lo, self._block.hi])).tolist()
         return ActiveRows(touched[first:last], first)
 
     def ranked_items(self, batch: Batch) -> list[torch.Tensor]:
+        assert batch.negatives_B is not None
         return [batch.positives_B, batch.negatives_B]
 
     def _differences(self, users: torch.Tensor, rows_n: torch.Tensor, batch: Batch, rows: ActiveRows) -> torch.Tensor:
@@ -41,7 +42,7 @@ class Sampled:
         if handicap_B is not None:
             margins_B = margins_B - handicap_B
         # Every rank knows all margins; each takes its own share of the pairs into the loss.
-        return F.softplus(-margins_B[batch_slice(len(batch))]).sum() / len(batch)
+        return F.softplus(-own_share(margins_B)).sum() / len(batch)
 
     @torch.no_grad()
     def content_hvp(
@@ -52,7 +53,7 @@ class Sampled:
         change_B = self._differences(content_Bd, tangent_nd, batch, rows)
         pull_Bd = (sigma_B * (1 - sigma_B) * change_B / len(batch))[:, None] * content_Bd
         hvp_nd = torch.zeros_like(tangent_nd)
-        for items_B, sign in ((batch.positives_B, 1), (batch.negatives_B, -1)):
+        for items_B, sign in zip(self.ranked_items(batch), (1, -1), strict=True):
             places = rows.places(items_B, users_BK.device)
             hvp_nd.index_add_(0, places.index_M, pull_Bd[places.mine_M], alpha=sign)
         return hvp_nd

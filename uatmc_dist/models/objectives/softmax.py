@@ -11,8 +11,8 @@ from uatmc_dist.models.objectives.base import AllItems, content_columns
 from uatmc_dist.parallel.item_parallel import (
     ActiveRows,
     ItemBlock,
-    batch_slice,
     logsumexp_over_ranks,
+    own_share,
     scores_at,
     sum_over_ranks,
 )
@@ -64,7 +64,7 @@ class Softmax(AllItems):
         others_B = self._others(users_BK, items_nK, places.index_B, self._seen(batch, device))
         losses_B = F.softplus(others_B - positive_B)
         # Every rank knows all losses; each takes its own share of the pairs into the sum.
-        return losses_B[batch_slice(len(batch))].sum() / len(batch)
+        return own_share(losses_B).sum() / len(batch)
 
     def _others(
         self,
