@@ -32,7 +32,7 @@ def attack_content(
         records = attacks.run(progress)
     report = summarise(records, options, config.attack.k)
     titles = catalog.titles()[1]
-    report["risen"] = [{"title": titles[one["item"]], **one} for one in attacks.risen(records)]
+    report["risen"] = [{"title": titles[one["item"]] or f"item {one['item']}", **one} for one in attacks.risen(records)]
     path = folder.write_json("content_attack.json", report)
     print_content_attacks(console, run, report)
     tell_written(path)

@@ -11,10 +11,9 @@ import torch
 from uatmc_dist.adversary.budget import Ball, Budget, Deltas
 from uatmc_dist.attacks.graph import GraphTargets
 from uatmc_dist.data.catalog import MODALITIES
+from uatmc_dist.evaluation.scenes import RANKED_ANCHORS
 from uatmc_dist.models.neighbourhood import CleanState
 from uatmc_dist.parallel.item_parallel import sum_over_ranks
-
-_RANKED_ANCHORS = 256
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ class GraphScene:
     def ranks(self, moved: list[Deltas]) -> torch.Tensor:
         """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T] float64."""
         judged = self.judged
-        ranks = torch.zeros(len(judged.anchors_A[:_RANKED_ANCHORS]), len(moved), len(judged), dtype=torch.float64)
+        ranks = torch.zeros(len(judged.anchors_A[:RANKED_ANCHORS]), len(moved), len(judged), dtype=torch.float64)
         for column, one in enumerate(moved):
             for index, margins in judged.margins(one):
-                scores_RN = (margins.users_Ad[:_RANKED_ANCHORS] @ margins.items_Nd.T).float()
-                own_R = margins.score_A[:_RANKED_ANCHORS, None].float()
+                scores_RN = (margins.users_Ad[:RANKED_ANCHORS] @ margins.items_Nd.T).float()
+                own_R = margins.score_A[:RANKED_ANCHORS, None].float()
                 above_RN = scores_RN > own_R
                 above_RN[:, judged.items_T[index]] = False
                 ranks[:, column, index] = 1 + above_RN.sum(1)

@@ -25,7 +25,7 @@ from uatmc_dist.parallel.item_parallel import ItemBlock, merge_topk, sum_over_ra
 CPU = torch.device("cpu")
 _USERS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 4096
-_RANKED_ANCHORS = 256
+RANKED_ANCHORS = 256
 _COLD_SHARE, _POPULAR_SHARE = 0.2, 0.05
 ROUNDING = 1e-9
 """Relative; the certificate must not fail by the rounding of float64."""
@@ -242,7 +242,7 @@ class Scene:
     def ranks(self, moved: list[torch.Tensor]) -> torch.Tensor:
         """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T]. The catalog streams
         by in tiles, each sorted for itself."""
-        ranked_R = torch.arange(min(_RANKED_ANCHORS, self._anchors.count))
+        ranked_R = torch.arange(min(RANKED_ANCHORS, self._anchors.count))
         users_RK = self._anchors.rows_of(self.targets.users_aK, ranked_R).double()
         moved_RM = (users_RK @ torch.cat(moved).double().T).float()
         own_RM = (users_RK @ self.clean_TK.double().T).float().repeat(1, len(moved))

@@ -119,8 +119,7 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
     if risen := report["risen"]:
         most = risen[0]
         ranks = f"rank {most['median_rank_before']:.0f} to {most['median_rank_after']:.0f} for half of the anchors"
-        title = most["title"] or f"item {most['item']}"
-        console.print(f"rose most: {title}, {ranks}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"rose most: {most['title']}, {ranks}", highlight=False, soft_wrap=True, markup=False)
         for when in ("before", "after"):
             if file := most.get(f"photo_{when}"):
                 console.print(f"  its photo {when}: {run / file}", highlight=False, soft_wrap=True, markup=False)

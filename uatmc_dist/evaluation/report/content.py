@@ -77,7 +77,7 @@ def gallery(run: RunFiles) -> list[Riser]:
     assert run.content_attack is not None
     return [
         Riser(
-            one["title"] or f"item {one['item']}",
+            one["title"],
             f"{one['before']:.2%} → {one['after']:.2%}",
             f"{one['median_rank_before']:,} → {one['median_rank_after']:,}",
             _photos(run.path, one) if "photo_after" in one else [],

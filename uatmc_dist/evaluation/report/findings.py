@@ -81,9 +81,8 @@ def _changed(runs: Sequence[RunFiles]) -> Iterator[Finding]:
     for run in runs:
         if run.content_attack and run.content_attack["risen"]:
             risen = run.content_attack["risen"][0]
-            title = risen["title"] or f"item {risen['item']}"
             yield Finding(
-                f"{run.name}: a changed file takes “{title}” from {risen['before']:.1%} of the lists to "
+                f"{run.name}: a changed file takes “{risen['title']}” from {risen['before']:.1%} of the lists to "
                 f"{risen['after']:.1%}.",
                 "Keep the first upload of each item and compare later ones with it, those of the gallery first.",
             )
