@@ -186,6 +186,9 @@ class AdversarialConfig(Section):
     """Which rows are perturbed. projected: those behind the projectors, which are frozen. encoder: the encoder's own
     features, before the projectors, which train on and become robust; each step projects all the items that it
     perturbs. Not for uat_mc and certified."""
+    whitening: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far users' tastes in photos, and in texts, are spread evenly over all directions before this phase begins, by
+    changing the fusion weights: 0 not at all, 1 entirely. A photo that suits everybody is then harder to make."""
     budget: Literal["ball", "any_content"] = "ball"
     """What an adversary may do with a projected feature row. ball: move it by epsilon. any_content: bring it so much of
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
@@ -486,6 +489,14 @@ class Config(Section):
                     "adversarial.adversary certified needs linear fusion, which mmgcn has not; set "
                     "adversarial.adversary=uat"
                 )
+            if self.adversarial.whitening:
+                raise ValueError(
+                    "adversarial.whitening needs linear fusion, which mmgcn has not; set adversarial.whitening=0"
+                )
+        if self.adversarial.whitening and self.adversarial.epochs == 0:
+            raise ValueError(
+                "adversarial.whitening is done as the adversarial phase begins; set adversarial.epochs to at least 1"
+            )
         if self.start_from is not None and self.adversarial.epochs == 0:
             raise ValueError("adversarial.epochs is 0, so start_from would train nothing; set it to at least 1")
         if self.start_from is None and self.clean.epochs == 0:

@@ -51,6 +51,7 @@ SCENARIOS = {
         "adversarial.adversary=certified",
         "adversarial.budget=any_content",
         "adversarial.epsilon=0.3",
+        "adversarial.whitening=0.75",
     ],
     "softmax/uat_mc/known": [
         "clean.objective=softmax",
@@ -64,6 +65,7 @@ SCENARIOS = {
         "clean.objective=softmax",
         "adversarial.objective=softmax",
         "adversarial.adversary=certified",
+        "adversarial.whitening=0.5",
     ],
     "own users/sampled/users": [
         "model.backbone=vbpr_own_users",
@@ -120,7 +122,7 @@ SCENARIOS = {
         "adversarial.projected_precision=bf16",
     ],
     "bpr-mf": ["model.content=false", "adversarial.epochs=0", "clean.epochs=3", "clean.objective=full_catalog"],
-    "bf16": ["engine.precision=bf16", "engine.zero_stage=1"],
+    "bf16": ["engine.precision=bf16", "engine.zero_stage=1", "adversarial.whitening=1"],
 }
 """Overrides of the base configuration, whose adversarial phase lasts two epochs."""
 ON_FOUR = (

@@ -103,7 +103,8 @@ def _training(config: Config, environment: dict[str, Any] | None) -> str:
     if adversarial.epochs:
         lines.append(
             f"Defence: `{adversarial.adversary}`, {adversarial.epochs} epochs, ε = {adversarial.epsilon:g} "
-            f"({adversarial.budget}, {adversarial.norm}), {adversarial.objective}."
+            f"({adversarial.budget}, {adversarial.norm}), {adversarial.objective}"
+            + (f", after whitening of {adversarial.whitening:g}." if adversarial.whitening else ".")
         )
     else:
         lines.append("No defence.")

@@ -26,7 +26,7 @@ from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.schedule import learning_rate_factor
 from uatmc_dist.training.attacked import attacked_now, told
-from uatmc_dist.training.phase import Phase, check_modalities, is_finite
+from uatmc_dist.training.phase import Phase, begin_adversarial, check_modalities, is_finite
 from uatmc_dist.training.position import Position
 from uatmc_dist.training.reporting import Reporter
 from uatmc_dist.training.stopping import Interrupted, StopSignals
@@ -120,16 +120,15 @@ class Trainer:
         source = self._start_from
         self._build(position, None if source is None else source.dense_weights())
         if source is not None:
-            for table in self.model.tables:
-                table.local_weight.copy_(source.rows(table.name, table.block.lo, table.block.hi))
+            trained = (source.rows(table.name, table.block.lo, table.block.hi) for table in self.model.tables)
+            begin_adversarial(self.model, trained, self.config, self.catalog)
         self._save()
 
     def _begin_adversarial(self) -> None:
         """From the clean weights, with fresh optimisers."""
         clean = self.model
         self._build(Position("adversarial", self.position.step, self.position.step), clean.dense_weights())
-        for table, trained in zip(self.model.tables, clean.tables, strict=True):
-            table.local_weight.copy_(trained.local_weight)
+        begin_adversarial(self.model, (table.local_weight for table in clean.tables), self.config, self.catalog)
         self._save()
 
     def _resumed(self) -> bool:

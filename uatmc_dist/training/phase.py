@@ -1,5 +1,6 @@
 """What trains in one phase: model, objective, defence and sampler."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.objectives import FullCatalog, Objective, Sampled, Softmax, popularity_offset
+from uatmc_dist.models.whitening import whiten
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.progress import shown
@@ -55,6 +57,14 @@ class Phase:
         given = known, catalog.num_items, config.training.batch_size, seed
         sampler = Sampler(users, items, *given, with_negatives=isinstance(objective, Sampled))
         return cls(model, step, sampler)
+
+
+def begin_adversarial(model: TrainingModel, trained: Iterable[torch.Tensor], config: Config, catalog: Catalog) -> None:
+    """Tables from these rows of this rank, and what is done to the weights before the phase. Collective."""
+    for table, rows in zip(model.tables, trained, strict=True):
+        table.local_weight.copy_(rows)
+    if power := config.adversarial.whitening:
+        whiten(model, catalog.num_users, power)
 
 
 def _objective(config: Config, phase: PhaseName, block: ItemBlock, known: KnownPositives) -> Objective:
