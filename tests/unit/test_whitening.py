@@ -1,4 +1,4 @@
-"""Whitening of the users' tastes (docs/algorithm.md, section 4.6)."""
+"""Whitening of the users' tastes (docs/algorithm.md, section 4.7)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Before the adversarial phase: users' tastes in content, spread evenly (docs/algorithm.md, section 4.6).
+"""Before the adversarial phase: users' tastes in content, spread evenly (docs/algorithm.md, section 4.7).
 
 B  users at once    C  columns of the users' content half    d  embedding_dim
 """
