@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from uatmc_dist.errors import UserError
 
@@ -194,7 +194,8 @@ class AdversarialConfig(Section):
     the way towards any row of length 1, whatever photo or text; norm does not matter then."""
     epsilon: Rate = 0.05
     """Radius of the ball, as a share of the L2 norm of each projected feature row; with any_content share of the way,
-    at most 1. calibrated: what `uatmc calibrate` found on the run of start_from; budget, adversary and weights too."""
+    at most 1. calibrated: what `uatmc calibrate` found on the run of start_from; budget, adversary and weights too,
+    but for those given on the command line."""
     visual_weight: Rate = 1.0
     """Epsilon of the photo's rows, as a share of epsilon."""
     text_weight: Rate = 1.0
@@ -337,7 +338,7 @@ class ContentAttackConfig(Section):
     expa: those of the literature (arXiv 2006.01888), towards high scores and towards the photo of the most popular
     item. copy_photo: that photo itself. words: a few edits of the text. stuffing: words of the most popular item's
     title at the end. copy_text: its text. both: pixels and words."""
-    pixels: list[Rate] = [0.5, 1, 2, 4, 8]
+    pixels: list[Annotated[float, Field(gt=0, le=255)]] = [0.5, 1, 2, 4, 8]
     """Sizes of the change in 1/255: of every pixel (linf), or root mean squares (l2)."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the change."""
@@ -448,20 +449,23 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_calibrated(cls, values: Any) -> Any:
+    def _is_calibrated(cls, values: Any, info: ValidationInfo) -> Any:
         adversarial = values.get("adversarial") if isinstance(values, dict) else None
         if not isinstance(adversarial, dict) or adversarial.get("epsilon") != "calibrated":
             return values
         if not values.get("start_from"):
             raise ValueError("adversarial.epsilon calibrated is that of start_from; set start_from=RUN")
-        path = Path(values["start_from"]) / "calibration.json"
+        path = Path(str(values["start_from"])) / "calibration.json"
         try:
             recommended = json.loads(path.read_text(encoding="utf-8"))["recommended"]
-        except (OSError, ValueError, KeyError):
+            options = {} if recommended is None else dict(recommended["options"])
+            epsilon = options["epsilon"] if options else None
+        except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is missing or damaged; run `uatmc calibrate {values['start_from']}`") from None
-        if recommended is None:
+        if not options:
             raise ValueError(f"{path} recommends nothing; calibrate with content_attack.pixels or content_attack.edits")
-        return {**values, "adversarial": {**adversarial, **recommended["options"]}}
+        options |= {key: value for key, value in adversarial.items() if f"adversarial.{key}" in (info.context or ())}
+        return {**values, "adversarial": {**adversarial, **options, "epsilon": epsilon}}
 
     @model_validator(mode="after")
     def _can_be_attacked_while_it_trains(self) -> "Config":
@@ -644,7 +648,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 def _validated(values: dict[str, Any], file: str, overrides: Sequence[str] = ()) -> Config:
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=[override.partition("=")[0] for override in overrides])
     except ValidationError as error:
         raise UserError("; ".join(_describe(problem, file, overrides) for problem in error.errors())) from None
 

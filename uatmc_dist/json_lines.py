@@ -10,7 +10,7 @@ from uatmc_dist.errors import UserError
 def read_lines(path: Path) -> list[Any]:
     """Whole lines alone; none where there is no such file."""
     values = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             values.append(json.loads(line))
         except ValueError:

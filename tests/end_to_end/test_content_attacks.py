@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
 from conftest import TINY, run_uatmc, train
+from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.report.content import marked
 
 SHORT = (
@@ -49,7 +52,8 @@ def test_photos_are_attacked_and_judged_by_their_files(shop):
         assert entry["hit@10_after"] <= entry["certified_hit@10_any_content"] and entry["above_certificate"] == 0
     words = [entries["words", edits, "text"]["hit@10_after"] for edits in (1, 2)]
     assert entries["words", 1, "text"]["hit@10_before"] <= words[0] <= words[1]
-    pixels = entries["pixels", 4.0, "png"]
+    pixels, both = entries["pixels", 4.0, "png"], entries["both", 4.0, "png"]
+    assert both["hit@10_after"] >= max(pixels["hit@10_after"], words[0])  # one of them may be left alone
     assert pixels["hit@10_after"] > pixels["hit@10_before"] and 0 < pixels["moved"]["visual_l2"]["median"] < 2
     assert {check["check"] for check in report["checks"]} == {
         "never_above_certificate", "pixels_reach_what_any_photo_can", "the_file_is_what_was_computed"
@@ -74,7 +78,15 @@ def test_the_report_shows_what_was_changed(shop, tmp_path):
     photos = sum("photo_after" in one for one in risen)
     assert page.count("data:image/jpeg;base64,") == 3 * photos > 0 and "difference, times 24" in page
     texts = [place for place, one in enumerate(risen) if "text_after" in one]
-    assert "<ins>" in page.split('class="riser"')[1:][texts[0]] and "Hit rate after changed pixels" in page
+    assert "<ins>" in page.split('class="riser"')[1:][texts[0]] and "Hit@10 after changed pixels" in page
+    for one in risen:
+        uploaded = Path(one.get("photo_before", run / "none"))
+        if uploaded.exists():
+            kept = uploaded.read_bytes()
+            Image.new("RGB", (50, 70)).save(uploaded)
+            run_uatmc("report", run, "--out", tmp_path / "other.html")
+            uploaded.write_bytes(kept)
+            assert (tmp_path / "other.html").read_text().count("data:image/jpeg;base64,") == 3 * (photos - 1)
     assert marked("a red coat", "a blue wool coat") == [
         ("same", "a"), ("out", "red"), ("in", "blue"), ("in", "wool"), ("same", "coat")
     ]  # fmt: skip
@@ -100,6 +112,7 @@ def test_what_cannot_be_attacked_is_told_in_one_line(shop, write_config, tmp_pat
         ("content_attack.pixels=[4, 1]", "give the smaller ones first"),
         ("content_attack.attacks=[pixel]", "content_attack.attacks"),
         ("content_attack.steps=0", "content_attack.steps"),
+        ("content_attack.pixels=[1e300]", "less than or equal to 255"),
         ("content_attack.attacks=[both]", "made of pixels and words"),
         ("content_attack.attacks=[transfer]", "transfer needs content_attack.surrogate=RUN"),
     ):
@@ -133,6 +146,7 @@ def test_calibration_is_what_the_next_training_reads(shop, tmp_path):
         assert 0 <= entry["moved"]["l2"]["10%"] <= entry["moved"]["l2"]["90%"] <= entry["epsilon"]["l2"] <= 2.001
     recommended = report["recommended"]["options"]
     assert f"adversarial.budget={recommended['budget']}" in shown.stdout
+    assert "never above certificate" in shown.stdout and len(report["checks"]) == 3
     values = {**TINY, "name": "robust", "catalog": str(catalog), "output_dir": str(tmp_path), "start_from": str(run)}
     (tmp_path / "robust.yaml").write_text(yaml.safe_dump(values))
     train_options = tmp_path / "robust.yaml", "adversarial.epochs=1", "adversarial.epsilon=calibrated"
@@ -140,6 +154,13 @@ def test_calibration_is_what_the_next_training_reads(shop, tmp_path):
     assert done.returncode == 0, done.stderr
     trained = yaml.safe_load((tmp_path / "robust/config.yaml").read_text())["adversarial"]
     assert {name: trained[name] for name in recommended} == recommended
+    typed = ["adversarial.epochs=1", "adversarial.epsilon=calibrated", "adversarial.adversary=noise"]
+    calibrated = load_config(tmp_path / "robust.yaml", typed).adversarial
+    assert (calibrated.adversary, calibrated.epsilon) == ("noise", recommended["epsilon"])
+    for damaged in ("[]", "3", '{"recommended": 3}', '{"recommended": {}}'):
+        (run / "calibration.json").write_text(damaged)
+        with pytest.raises(UserError, match="missing or damaged"):
+            load_config(tmp_path / "robust.yaml", typed)
     (run / "calibration.json").unlink()
     refused = train(*train_options, "name=other")
     assert refused.returncode == 2 and "run `uatmc calibrate" in refused.stderr

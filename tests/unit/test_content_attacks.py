@@ -1,6 +1,7 @@
 """Attacks on pixels: the differentiable chain, the balls, the climb, and what breaks them."""
 
 import difflib
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,9 +14,8 @@ from tests.unit.random_model import RandomModel, scene
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.calibration import calibrate
-from uatmc_dist.content_attacks.drawn import Attacked
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import key_of
+from uatmc_dist.content_attacks.kept import Kept, key_of
 from uatmc_dist.content_attacks.photos import as_photo
 from uatmc_dist.content_attacks.pixels import (
     LOSSES,
@@ -354,12 +354,26 @@ def test_a_modality_whose_smallest_changes_were_not_measured_counts_with_larger_
 
 
 def test_what_is_kept_goes_by_all_that_it_depends_on():
-    def key(attack=None, popular=3, digest="one", model=None, **options):
-        seen = [Attacked(model or RandomModel(20, 10, 4), SimpleNamespace(digest=digest))]  # type: ignore[arg-type]
-        return key_of(ContentAttackConfig(**options), attack or AttackConfig(), popular, seen)
+    def key(attack=None, popular=3, digest="one", model="a", **options):
+        seen = [SimpleNamespace(catalog=SimpleNamespace(digest=digest), digest=model)]
+        return key_of(ContentAttackConfig(**options), attack or AttackConfig(), {"visual": popular}, seen)  # type: ignore[arg-type]
 
-    other = RandomModel(20, 10, 4)
-    other.v_Nd.mul_(2)
     keys = [key(), key(AttackConfig(anchor_share=0.1)), key(AttackConfig(k=7)), key(popular=4), key(digest="other")]
-    keys += [key(model=other), key(steps=3), key(losses=["soft_rank"])]
+    keys += [key(model="b"), key(steps=3), key(losses=["soft_rank"])]
     assert len(set(keys)) == len(keys) and key() == key(seeds=[4]) == key(attacks=["pixels"])
+
+
+def test_what_is_kept_is_written_by_one_process_and_counts_once(tmp_path):
+    record = {"seed": 1, "attack": "words", "item": 4, "file": "text", "after": 0.3}
+    kept = Kept(tmp_path, "key")
+    kept.add([record, {**record, "size": 2}])
+    with pytest.raises(UserError, match="another process"):
+        Kept(tmp_path, "key")
+    kept.close()
+    with (tmp_path / "records-key.jsonl").open("ab") as file:
+        for line in (json.dumps([record]), '{"a": 1}', "3", '[{"seed": 1}]', "[]", '[{"seed": 1, "attack'):
+            file.write(b"\n" + line.encode())
+        file.write(b"\n\xff\xfe\n")
+    again = Kept(tmp_path, "key")
+    assert again.records == kept.records and again.done == {(1, "words", 4)}
+    again.close()

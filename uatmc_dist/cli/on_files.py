@@ -77,10 +77,12 @@ def calibrate(
     run: RunPath,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda: where photos and texts are encoded.")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a check fails.")] = False,
 ) -> None:
     """Which epsilon changed pixels and words are worth; writes calibration.json (adversarial.epsilon=calibrated)."""
     from uatmc_dist.content_attacks import calibration
     from uatmc_dist.content_attacks.drawn import Attacked
+    from uatmc_dist.content_attacks.report import summarise
     from uatmc_dist.content_attacks.suite import ContentAttacks
     from uatmc_dist.tables.attacks import print_calibration
 
@@ -91,9 +93,11 @@ def calibrate(
     with shown("targets") as progress:
         records = content.run(progress)
     report = calibration.calibrate(records, config.attack.k)
+    report["checks"] = summarise(records, options, config.attack.k)["checks"]
     path = folder.write_json(calibration.FILE, report)
     print_calibration(console, run, report)
     tell_written(path)
+    exit_where_failed(report, strict)
 
 
 def _without_files(catalog: Any, modalities: list[str]) -> list[str]:

@@ -12,12 +12,14 @@ import torch
 
 from uatmc_dist.adversary.budget import AnyContent
 from uatmc_dist.attacks.base import Targets
+from uatmc_dist.checksums import digest_of_stamped
 from uatmc_dist.config import AttackConfig
-from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.data.catalog import MODALITIES, Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.scenes import draw_ids, strata
 from uatmc_dist.evaluation.stage import AnyScene, stage_of
 from uatmc_dist.models.linear_model import LinearModel
+from uatmc_dist.models.trained import FILE
 
 _OFF = 1e-4
 
@@ -28,6 +30,12 @@ class Attacked:
 
     model: LinearModel
     catalog: Catalog
+
+    @property
+    def digest(self) -> str:
+        """Of the model's weights."""
+        assert self.model.path is not None
+        return digest_of_stamped(self.model.path / "model" / FILE)
 
 
 class Drawn:
@@ -52,6 +60,21 @@ class Drawn:
         alone, moved = self._moved(seed, index, v_d, t_d)
         return float(alone.hits(moved))
 
+    def reached(
+        self, seed: int, index: int, file: str, v_d: torch.Tensor | None = None, t_d: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        """Share of anchors that the target wins with the rows of a changed file, None for what it leaves alone, and how
+        far these are from its own, in lengths of them."""
+        target = self.target(seed, index)
+        own, moved = (target.v_Td[0], target.t_Td[0]), {}
+        rows = [was_d if now_d is None else now_d for now_d, was_d in zip((v_d, t_d), own, strict=True)]
+        for name, now_d, was_d in zip(MODALITIES, (v_d, t_d), own, strict=True):
+            if now_d is not None:
+                length = float(was_d.norm()) or 1.0  # of an item that had no photo or text
+                moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
+                moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
+        return {"file": file, "after": self.won(seed, index, *rows), "moved": moved}
+
     def bound(self, seed: int, index: int, modalities: tuple[str, ...]) -> float | None:
         """Share of anchors that no content of these modalities passes; None where there is no certificate."""
         bound_T = self._scenes[seed].certified_hits(AnyContent(), modalities)
@@ -73,13 +96,13 @@ class Drawn:
         return alone, alone.moved(deltas, AnyContent())
 
 
-def most_popular(catalog: Catalog, has_content: Callable[[int], bool]) -> int:
-    """Of the items with content: what others copy. Raises UserError where there is none."""
+def most_popular(catalog: Catalog, content: str, has_content: Callable[[int], bool]) -> int:
+    """Of the items with such content, "photo" or "text": what others copy. Raises UserError where there is none."""
     counts = np.bincount(catalog.split("train")[1], minlength=catalog.num_items)
     for item in np.argsort(-counts, kind="stable").tolist():
         if has_content(item):
             return int(item)
-    raise UserError("no item has a photo or a text, so there is nothing to attack")
+    raise UserError(f"{catalog.path}: no item has a {content}, so there is nothing to attack")
 
 
 def check_alike(catalog: Catalog, surrogate: Attacked) -> None:

@@ -87,7 +87,7 @@ def _checks(results: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
         },
         {
             "check": "pixels_reach_what_any_photo_can",
-            "passed": None if strong is None else strong >= _STRONG and (share or 0.0) >= _STRONG_SHARE,
+            "passed": None if strong is None else strong >= _STRONG and (share or 0.0) >= _STRONG_SHARE - 1e-9,
             "measured": {}
             if strong is None
             else {"hits over those of any photo": strong, "share of what any photo gains": share},

@@ -19,7 +19,7 @@ def _shown(records: list[Record], attack: str) -> list[Record]:
 
 def photo_size(record: Record) -> float | None:
     """In 1/255; None where the photo was left alone."""
-    return None if record["attack"] == "words" else record["size"]
+    return None if record["attack"] == "words" or record.get("left_alone") == "photo" else record["size"]
 
 
 def edits_of(record: Record) -> int:
@@ -28,7 +28,7 @@ def edits_of(record: Record) -> int:
 
 def text_of(record: Record, records: list[Record]) -> str | None:
     """The changed text, which is that of `words`; None where the text was left alone."""
-    if record["attack"] == "pixels":
+    if record["attack"] == "pixels" or record.get("left_alone") == "text":
         return None
     wanted = record["seed"], "words", record["item"], edits_of(record)
     return next(r["text"] for r in records if (r["seed"], r["attack"], r["item"], r["size"]) == wanted)

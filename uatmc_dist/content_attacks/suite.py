@@ -7,6 +7,7 @@ changed photo is written, read back and encoded as the catalog's photos were.
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objecti
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
 from uatmc_dist.content_attacks.texts import TextRows
 from uatmc_dist.content_attacks.words import Judge, search, stuffed
-from uatmc_dist.data.catalog import MODALITIES
+from uatmc_dist.data.catalog import MODALITIES, Catalog
+from uatmc_dist.encoders.cache import content_hash
 from uatmc_dist.encoders.preprocessing import as_pixels
 from uatmc_dist.seeding import generator
 
@@ -76,15 +78,19 @@ class ContentAttacks:
             check_alike(catalog, surrogate)
             rows = PhotoRows(surrogate.model, surrogate.catalog, device)
             self._surrogate = rows, Drawn(surrogate, drawn, config.seeds)
-        self._popular = most_popular(catalog, self._has_content)
+        self._popular = self._most_popular(catalog)
         self._key = key_of(config, attack, self._popular, [one for one in (attacked, surrogate) if one is not None])
         if self._texts is not None and "words" in config.attacks:
             _ = self._texts.vocabulary  # before there are threads
 
-    def _has_content(self, item: int) -> bool:
-        """All that is attacked."""
-        has_photo = self._photos is None or self._photos.path(item) is not None
-        return has_photo and (self._texts is None or bool(self._texts.text(item)))
+    def _most_popular(self, catalog: Catalog) -> dict[str, int]:
+        """What is copied of each modality that is attacked."""
+        found = {}
+        if (photos := self._photos) is not None:
+            found["visual"] = most_popular(catalog, "photo", lambda item: photos.path(item) is not None)
+        if (texts := self._texts) is not None:
+            found["text"] = most_popular(catalog, "text", lambda item: bool(texts.text(item)))
+        return found
 
     @property
     def workers(self) -> int:
@@ -92,7 +98,10 @@ class ContentAttacks:
 
     def run(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Record]:
         """A record for each seed, attack, target, size and file; goes on where it was interrupted."""
-        kept = Kept(self._folder, self._key)
+        with closing(Kept(self._folder, self._key)) as kept:
+            return self._run(kept, progress)
+
+    def _run(self, kept: Kept, progress: Callable[[int, int], None]) -> list[Record]:
         jobs = [
             _Job(seed, index, item, attack)
             for seed, items in self._drawn.items.items()
@@ -136,7 +145,7 @@ class ContentAttacks:
         targets = [self._drawn.target(job.seed, job.index) for job in jobs]
         bests = [best_rows(target, modalities) for target in targets]
         if attack in _CLIMBS:
-            found = self._climbed(jobs, targets, bests)
+            found = self._climbed(jobs, targets, bests, kept)
         else:
             made = {"copy_photo": self._copied_photo, "both": self._both}.get(attack, self._words)
             found = [list(made(job, target, kept)) for job, target in zip(jobs, targets, strict=True)]
@@ -157,11 +166,11 @@ class ContentAttacks:
 
     def _copied_photo(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         assert self._photos is not None
-        copied = self._photos.photo(self._popular)
+        copied = self._photos.photo(self._popular["visual"])
         assert copied is not None
-        yield {"size": None, **self._figures(job, target, "png", v_d=self._photos.row_of(copied))}
+        yield {"size": None, **self._drawn.reached(job.seed, job.index, "png", v_d=self._photos.row_of(copied))}
 
-    def _climbed(self, jobs: list[_Job], targets: list[Targets], bests: list[Rows]) -> list[list[Record]]:
+    def _climbed(self, jobs: list[_Job], targets: list[Targets], bests: list[Rows], kept: Kept) -> list[list[Record]]:
         """Photos of several targets at once, for as many as the encoder takes."""
         rows, found = self._photos, [[] for _ in jobs]  # type: ignore[var-annotated]
         assert rows is not None
@@ -183,12 +192,12 @@ class ContentAttacks:
             with torch.no_grad():
                 computed_nd = rows.rows(changed)[1].cpu()
             for index, changed_3hw, row_d in zip(photos, changed, computed_nd, strict=True):
-                job, target, photo = jobs[index], targets[index], as_photo(changed_3hw)
+                job, photo = jobs[index], as_photo(changed_3hw)
                 files = {AS_COMPUTED: row_d}
                 files |= {name: rows.row_of(read_back(photo, name)) for name in self._config.formats}
                 for name, of_file_d in files.items():
-                    found[index].append({"size": size, **self._figures(job, target, name, v_d=of_file_d)})
-                photo.save(self._photo_file(job.seed, job.attack, job.item, size))
+                    found[index].append({"size": size, **self._drawn.reached(job.seed, job.index, name, v_d=of_file_d)})
+                kept.save_photo(photo, self._photo_file(job.seed, job.attack, job.item, size).name)
         return found
 
     def _stop_if_asked(self) -> None:
@@ -196,9 +205,7 @@ class ContentAttacks:
             raise _Stopped
 
     def _photo_file(self, seed: int, attack: str, item: int, size: float) -> Path:
-        folder = self._folder / f"photos-{self._key}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{attack}-{item}-{size:g}-seed{seed}.png"
+        return self._folder / f"photos-{self._key}" / f"{attack}-{item}-{size:g}-seed{seed}.png"
 
     def _objectives(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> list[Objective]:
         """What the attack climbs, each for itself."""
@@ -211,7 +218,7 @@ class ContentAttacks:
         if job.attack in ("pixels", "transfer"):
             return [LOSSES[name](target, best_row_d) for name in self._config.losses]
         assert self._photos is not None
-        hook = self._photos.photo(self._popular)
+        hook = self._photos.photo(self._popular["visual"])
         assert hook is not None
         with torch.no_grad():
             return [Expa(target, self._photos.rows([as_pixels(hook, self._photos.device)])[0][0])]
@@ -219,11 +226,12 @@ class ContentAttacks:
     def _words(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         rows = self._texts
         assert rows is not None
-        text, copied = rows.text(job.item), rows.text(self._popular)
+        popular = self._popular["text"]
+        text, copied = rows.text(job.item), rows.text(popular)
         if job.attack == "copy_text":
             texts: dict[int | None, str] = {None: copied}
         elif job.attack == "stuffing":
-            title = rows.titles[self._popular] or copied
+            title = rows.titles[popular] or copied
             judge = Judge(target, rows)
             tried = {edits: stuffed(text, title, edits) for edits in self._config.edits}
             texts = {edits: max(zip(judge(both), both, strict=True))[1] for edits, both in tried.items()}
@@ -234,11 +242,11 @@ class ContentAttacks:
             texts = {edits: found for edits, found in search(rows, target, text, self._config.edits, allowed).items()}
         for edits, changed in texts.items():
             (row_d,) = rows.rows_of([changed])
-            yield {"size": edits, "text": changed, **self._figures(job, target, "text", t_d=row_d)}
+            yield {"size": edits, "text": changed, **self._drawn.reached(job.seed, job.index, "text", t_d=row_d)}
 
     def _both(self, job: _Job, target: Targets, kept: Kept) -> Iterator[Record]:
         """The photo of `pixels` and the text of `words`: the first size with the first number of edits and so on; the
-        sizes that are left go with the last number."""
+        sizes that are left go with the last number. Who may change both may leave one of them alone."""
         assert self._photos is not None and self._texts is not None
         of_words = {r["size"]: r for r in kept.of(job.seed, "words", job.item) if r["file"] is not None}
         sizes, numbers = self._config.pixels, self._config.edits
@@ -247,9 +255,14 @@ class ContentAttacks:
             file = self._photo_file(job.seed, "pixels", job.item, size)
             if self._photos.path(job.item) is None or edits not in of_words:
                 continue
+            photo_d = self._photos.row_of(changed_photo(file))
             (text_d,) = self._texts.rows_of([of_words[edits]["text"]])
-            figures = self._figures(job, target, "png", self._photos.row_of(changed_photo(file)), text_d)
-            yield {"size": size, "edits": edits, **figures}
+            tried = {None: (photo_d, text_d), "text": (photo_d, target.t_Td[0]), "photo": (target.v_Td[0], text_d)}
+            made = [
+                {"left_alone": left_alone, **self._drawn.reached(job.seed, job.index, "png", *rows)}
+                for left_alone, rows in tried.items()
+            ]
+            yield {"size": size, "edits": edits, **max(made, key=lambda one: one["after"])}
 
     def risen(self, records: list[Record], most: int = 10) -> list[Record]:
         """The targets that rose most, with what was changed and the median anchor's rank before and after."""
@@ -266,27 +279,9 @@ class ContentAttacks:
             uploaded, changed = self._photos.path(item), file.relative_to(self._folder.parent)
             assert uploaded is not None
             shown |= {"photo_before": str(uploaded.resolve()), "photo_after": str(changed), "pixels": size}
+            shown["photo_xxh3"] = content_hash(uploaded.read_bytes())
         if text is not None and self._texts is not None:
             (t_d,) = self._texts.rows_of([text])
             shown |= {"text_before": self._texts.text(item), "text_after": text, "edits": edits_of(record)}
         before, after = self._drawn.median_ranks(record["seed"], index, v_d, t_d)
         return shown | {"median_rank_before": before, "median_rank_after": after}
-
-    def _figures(
-        self,
-        job: _Job,
-        target: Targets,
-        file: str,
-        v_d: torch.Tensor | None = None,
-        t_d: torch.Tensor | None = None,
-    ) -> Record:
-        rows = target.v_Td[0] if v_d is None else v_d, target.t_Td[0] if t_d is None else t_d
-        moved = {}
-        for name, given, now_d, was_d in zip(
-            MODALITIES, (v_d, t_d), rows, (target.v_Td[0], target.t_Td[0]), strict=True
-        ):
-            if given is not None:
-                length = float(was_d.norm()) or 1.0  # of an item that had no photo or text
-                moved[f"{name}_l2"] = float((now_d - was_d).norm()) / length
-                moved[f"{name}_linf"] = float((now_d - was_d).abs().max()) / length
-        return {"file": file, "after": self._drawn.won(job.seed, job.index, *rows), "moved": moved}

@@ -95,6 +95,9 @@ def print_any_content(console: Console, results: Mapping[Path, Sequence[dict[str
 
 def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -> None:
     """A row for each attack and size, a column for each file."""
+    from uatmc_dist.content_attacks.suite import MODALITIES_OF
+    from uatmc_dist.data.catalog import MODALITIES
+
     k, results = report["k"], report["results"]
     files = list(dict.fromkeys(result["file"] for result in results))
     shortened = {"as computed": "as\ncomputed", "best file": "best\nfile"}
@@ -107,8 +110,8 @@ def print_content_attacks(console: Console, run: Path, report: dict[str, Any]) -
         table.add_row(attack, "-" if size is None else f"{size:g}", *cells)
     console.print(table)
     console.print("size: of pixels in 1/255, of words how many", highlight=False)
-    for attack, what in (("pixels", "any photo"), ("words", "any text"), ("both", "any photo and text")):
-        found = next((result for result in results if result["attack"] == attack), None)
+    for modalities, what in ((("visual",), "any photo"), (("text",), "any text"), (MODALITIES, "any photo and text")):
+        found = next((result for result in results if MODALITIES_OF[result["attack"]] == modalities), None)
         if found is not None:
             before, best = (found[f"hit@{k}_{name}"] for name in ("before", "any_content"))
             bound = found[f"certified_hit@{k}_any_content"]
@@ -146,6 +149,7 @@ def print_calibration(console: Console, run: Path, report: dict[str, Any]) -> No
     if report["recommended"] is not None:
         options = " ".join(f"adversarial.{key}={value}" for key, value in report["recommended"]["options"].items())
         console.print(f"train with {options}: {report['recommended']['why']}", highlight=False, soft_wrap=True)
+    _print_checks(console, report["checks"])
 
 
 def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:

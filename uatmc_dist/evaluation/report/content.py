@@ -12,21 +12,22 @@ from uatmc_dist.evaluation.report.figures import COLOURS, Figure, curve
 from uatmc_dist.evaluation.report.sources import RunFiles
 
 _TITLES = {"pixels": "changed pixels", "words": "changed words", "both": "changed pixels and words"}
-_AXES = {"pixels": "change of a pixel, in 1/255", "words": "words changed", "both": "change of a pixel, in 1/255"}
+_SIZES = {"linf": "change of a pixel, in 1/255", "l2": "root mean square of the change of pixels, in 1/255"}
 _WIDTH = 320
 """Of a photo on the page, in pixels."""
 
 
 def hits_by_size(runs: Sequence[RunFiles], attack: str) -> Figure:
-    """Of every run that was attacked so: the best file, with the certificate of any content above."""
+    """Of every run that was attacked so, under the protocol of the first: the best file, with the certificate of any
+    content above."""
     rows: list[Sequence[Any]] = []
     traces: list[dict[str, Any]] = []
-    for index, run in enumerate(runs):
-        assert run.content_attack is not None
-        k = run.content_attack["k"]
-        found = [r for r in run.content_attack["results"] if (r["attack"], r["file"]) == (attack, "best file")]
-        if not found:
-            continue
+    attacked = [run for run in runs if any(r["attack"] == attack for r in _report(run)["results"])]
+    shown = [run for run in attacked if _protocol(run, attack) == _protocol(attacked[0], attack)]
+    others = [run.name for run in attacked if run not in shown]
+    k, norm = (_report(shown[0])["k"], _report(shown[0])["options"]["norm"]) if shown else (0, "linf")
+    for index, run in enumerate(shown):
+        found = [r for r in _report(run)["results"] if (r["attack"], r["file"]) == (attack, "best file")]
         before, bound = found[0][f"hit@{k}_before"], found[0][f"certified_hit@{k}_any_content"]
         anything, last = found[0][f"hit@{k}_any_content"], found[-1]["size"]
         certificate = "none" if bound is None else round(bound, 6)
@@ -48,17 +49,34 @@ def hits_by_size(runs: Sequence[RunFiles], attack: str) -> Figure:
             for r in found
         ]
     return Figure(
-        f"Hit rate after {_TITLES[attack]}",
-        "Share of anchors who get the target among their best, after the file that helps it most; mean over targets. "
-        "Dotted: what any content at all reaches. Dashed: the certificate, which nothing passes.",
+        f"Hit@{k} after {_TITLES[attack]}",
+        f"Share of anchors who get the target among their {k} best, after the file that helps it most; mean over "
+        "targets. Dotted: what any content at all reaches. Dashed: the certificate, which nothing passes."
+        + (f" Left out, as measured under another protocol: {', '.join(others)}." if others else ""),
         ("run", "size", "before", "after", "any content", "certificate", "targets"),
         rows,
         traces,
         {
-            "xaxis": {"title": {"text": _AXES[attack]}, "rangemode": "tozero"},
+            "xaxis": {
+                "title": {"text": "words changed" if attack == "words" else _SIZES[norm]},
+                "rangemode": "tozero",
+            },
             "yaxis": {"title": {"text": "hit rate, logarithmic"}, "type": "log", "tickformat": ".2~%", "dtick": "D2"},
         },
     )
+
+
+def _report(run: RunFiles) -> dict[str, Any]:
+    assert run.content_attack is not None
+    return run.content_attack
+
+
+def _protocol(run: RunFiles, attack: str) -> tuple[Any, ...]:
+    """What two runs must have in common for their hits to be compared."""
+    options = _report(run)["options"]
+    names = ["seeds", "num_targets", *(["same_kind"] if attack != "pixels" else [])]
+    names += ["norm", "steps", "losses", "restarts", "formats"] if attack != "words" else []
+    return (_report(run)["k"], *(options.get(name) for name in names))
 
 
 @dataclass(frozen=True)
@@ -73,17 +91,16 @@ class Riser:
 
 
 def gallery(run: RunFiles) -> list[Riser]:
-    """Photos that are gone are left out."""
-    assert run.content_attack is not None
+    """Photos that are gone, or others by now, are left out."""
     return [
         Riser(
             one["title"],
             f"{one['before']:.2%} → {one['after']:.2%}",
             f"{one['median_rank_before']:,} → {one['median_rank_after']:,}",
-            _photos(run.path, one) if "photo_after" in one else [],
+            _photos(run.path, one, _report(run)["options"]["norm"]) if "photo_after" in one else [],
             list(marked(one["text_before"], one["text_after"])) if "text_after" in one else [],
         )
-        for one in run.content_attack.get("risen", [])
+        for one in _report(run).get("risen", [])
     ]
 
 
@@ -99,20 +116,25 @@ def marked(before: str, after: str) -> list[tuple[str, str]]:
     return found
 
 
-def _photos(run: Path, one: dict[str, Any]) -> list[tuple[str, str]]:
+def _photos(run: Path, one: dict[str, Any], norm: str) -> list[tuple[str, str]]:
     import numpy as np
     from PIL import Image
 
+    from uatmc_dist.encoders.cache import content_hash
     from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
 
     try:
         before, after = open_photo(Path(one["photo_before"])), open_photo(run / one["photo_after"])
-    except (OSError, BrokenPhoto):
+        is_other = content_hash(Path(one["photo_before"]).read_bytes()) != one["photo_xxh3"]
+    except (OSError, BrokenPhoto, KeyError):
+        return []
+    if is_other:
         return []
     factor = max(1, round(96 / one["pixels"]))
     difference = np.asarray(after, dtype=np.int16) - np.asarray(before, dtype=np.int16)
     amplified = Image.fromarray((128 + factor * difference).clip(0, 255).astype(np.uint8))
-    labels = ("before", f"after, ±{one['pixels']:g}/255", f"difference, times {factor}")
+    size = f"±{one['pixels']:g}/255" if norm == "linf" else f"root mean square {one['pixels']:g}/255"
+    labels = ("before", f"after, {size}", f"difference, times {factor}")
     # Means of neighbours would take most of the difference away.
     filters = Image.Resampling.BICUBIC, Image.Resampling.BICUBIC, Image.Resampling.NEAREST
     return [(label, _uri(*shown)) for label, *shown in zip(labels, (before, after, amplified), filters, strict=True)]
