@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.unit.random_model import RandomModel, scene
+from uatmc_dist.adversary.budget import AnyContent
 from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.calibration import calibrate
@@ -111,20 +114,23 @@ def test_a_change_stays_in_its_ball_and_in_what_pixels_can_be(norm):
 
 
 class LinearRows:
-    """Photos of 4 x 5 pixels whose features are a random linear map of them; the chain may be broken on purpose."""
+    """Photos whose features are a random linear map of the means of 4 x 5 parts, so many pixels as most of them have;
+    the chain may be broken on purpose."""
 
-    def __init__(self, sign: float = 1.0, blind: bool = False) -> None:
-        generator = torch.Generator().manual_seed(1)
+    def __init__(self, sign: float = 1.0, blind: bool = False, reversed_channels: bool = False, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
         self._map = torch.randn(60, DIM, generator=generator) / 60**0.5
-        self._sign, self._blind = sign, blind
+        self._sign, self._blind, self._reversed = sign, blind, reversed_channels
 
     def rows(self, photos):
         pixels = torch.stack(list(photos)) / 255 - 0.5
+        if self._reversed:
+            pixels = pixels.flip(1)
         if self._sign < 0:
             pixels = 2 * pixels.detach() - pixels  # the same value, the opposite gradient
         if self._blind:
             pixels = pixels.detach() + 0 * pixels
-        features = pixels.flatten(1) @ self._map
+        features = torch.nn.functional.adaptive_avg_pool2d(pixels, (4, 5)).flatten(1) @ self._map
         return features, torch.nn.functional.normalize(features, dim=1)
 
 
@@ -138,15 +144,17 @@ def ours_of(target: Targets) -> BestRow:
     return BestRow(target, best_rows(target, ("visual",))[0])
 
 
-def reached(rows: LinearRows, objective_of, size: float = 24.0, norm: str = "linf") -> tuple[float, float, float]:
-    """(hits before, after, of the best row)"""
+def reached(
+    rows: LinearRows, objective_of, size: float = 24.0, norm: str = "linf", judge: LinearRows | None = None
+) -> tuple[float, float, float]:
+    """(hits before, after, of the best row); after by the honest chain, or by another one."""
     honest = LinearRows()
     pixels = torch.full((3, 4, 5), 128.0) + 40 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
     target = target_of(honest, pixels)
     objective = objective_of(target)
     climbs = [Climb(pixels, objective, torch.zeros_like(pixels))]
     (delta,) = best_climb(rows, [climbs], PixelBall(size, norm), 20)  # type: ignore[arg-type]
-    row = honest.rows([pixels + delta])[1][0]
+    row = (judge or honest).rows([pixels + delta])[1][0]
     zeros = torch.zeros_like(target.t_Td)
     best = best_rows(target, ("visual",))[0]
     hits = [float(target.hits((one - target.v_Td, zeros))) for one in (target.v_Td, row[None], best[None])]
@@ -221,6 +229,48 @@ def test_a_broken_chain_is_caught_by_the_checks(broken):
         found[name] = {check["check"]: check["passed"] for check in report["checks"]}
     assert found["whole"]["pixels_reach_what_any_photo_can"] is True
     assert found["broken"]["pixels_reach_what_any_photo_can"] is False
+
+
+def test_a_chain_that_prepares_photos_otherwise_is_caught_by_the_checks():
+    found = {}
+    for name, rows in (("whole", LinearRows()), ("wrong", LinearRows(reversed_channels=True))):
+        before, png, best = reached(rows, ours_of, size=60.0)
+        computed = reached(rows, ours_of, size=60.0, judge=rows)[1]
+        record = {"seed": 1, "attack": "pixels", "item": 0, "before": before, "any_content": best}
+        record |= {"size": 60.0, "any_content_bound": 1.0, "moved": {"visual_l2": 1.0}}
+        records = [record | {"file": "as computed", "after": computed}, record | {"file": "png", "after": png}]
+        report = summarise(records, ContentAttackConfig(attacks=["pixels"], pixels=[60.0]), 5)
+        found[name] = {check["check"]: check["passed"] for check in report["checks"]}
+    assert found["whole"]["the_file_is_what_was_computed"] is True
+    assert found["wrong"]["the_file_is_what_was_computed"] is False
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.1, 1.0, 10.0]),
+    norm=st.sampled_from(["linf", "l2"]),
+    size=st.sampled_from([1.0, 8.0, 60.0]),
+    file=st.sampled_from(["png", "jpeg95", "jpeg75", "webp"]),
+)
+def test_no_file_passes_the_certificate(seed, scale, norm, size, file):
+    """Of random models: changed photos as they are read back, changed words, and both."""
+    rows, words, uploaded = LinearRows(seed=seed), WordRows(), photo(seed, (16, 20))
+    pixels, text = as_pixels(uploaded, torch.device("cpu")), "af bg ch"
+    model = RandomModel(60, 30, DIM, seed, scale)
+    model.v_Nd[0], model.t_Nd[0] = rows.rows([pixels])[1][0], words.rows_of([text])[0]
+    drawn = scene(model, 5).alone(0)
+    ball, objective = PixelBall(size, norm), ours_of(drawn.targets)
+    (delta,) = best_climb(rows, [[Climb(pixels, objective, torch.zeros_like(pixels))]], ball, 6)  # type: ignore[arg-type]
+    written = as_pixels(read_back(as_photo(pixels + delta), file), torch.device("cpu"))
+    edited = search(words, drawn.targets, text, [1, 2], torch.ones(len(words.words)).bool())[2]  # type: ignore[arg-type]
+    moved = rows.rows([written])[1] - drawn.targets.v_Td, words.rows_of([edited]) - drawn.targets.t_Td
+    stays = torch.zeros_like(moved[0])
+    for modalities, deltas in (
+        (("visual",), (moved[0], stays)), (("text",), (stays, moved[1])), (("visual", "text"), moved)
+    ):  # fmt: skip
+        reached_T = drawn.hits(drawn.moved(deltas, AnyContent()))
+        assert (reached_T <= drawn.certified_hits(AnyContent(), modalities)).all()
 
 
 def test_other_preprocessing_than_the_catalogs_and_a_broken_certificate_are_caught():
