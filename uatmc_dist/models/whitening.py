@@ -33,19 +33,17 @@ def _moment_of_users(model: TrainingModel, num_users: int, width: int) -> torch.
     """Mean of h_u h_u^T over all users, [C, C] in float64. Every rank adds up all rows, which travel as they do in a
     ranking."""
     user_rows = model.ranking().user_rows
-    total_CC: torch.Tensor | float = 0.0
+    total_CC = torch.zeros(width, width, dtype=torch.float64, device=model.dense.bias.device)
     for start in range(0, num_users, _USERS_AT_ONCE):
         rows_BK = user_rows(torch.arange(start, min(start + _USERS_AT_ONCE, num_users)))
         content_BC = rows_BK[:, -width:].double()
-        total_CC = total_CC + content_BC.T @ content_BC
-    assert isinstance(total_CC, torch.Tensor)
+        total_CC.addmm_(content_BC.T, content_BC)
     return total_CC / num_users
 
 
 def flattening(moment_dd: torch.Tensor, power: float) -> torch.Tensor:
-    """A symmetric A [d, d] with A C A = C^(1 - power), but for a factor that keeps the trace of C, `moment_dd`.
-
-    Raises nothing for a C of zeros: nobody has a taste, and A is the identity."""
+    """A symmetric A [d, d] with A C A = C^(1 - power), but for a factor that keeps the trace of C, `moment_dd`. The
+    identity where C is zero: nobody has a taste."""
     values_d, vectors_dd = torch.linalg.eigh(moment_dd)
     if values_d[-1] <= 0:
         return torch.eye(len(moment_dd)).to(moment_dd)

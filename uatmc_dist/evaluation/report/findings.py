@@ -55,7 +55,11 @@ def _attacked(runs: Sequence[RunFiles]) -> Iterator[Finding]:
         to_do = "All are defended: what each costs is below."
         if bare := [run for run in attacked if not run.is_defended]:
             trained = f"uatmc train {bare[0].path}/config.yaml name={bare[0].name}-robust start_from={bare[0].path}"
-            to_do = f"{bare[0].name} is not defended: {trained} adversarial.adversary=uat adversarial.epochs=5"
+            is_linear = bare[0].config.get("model", {}).get("backbone") != "mmgcn"
+            whitened = " adversarial.whitening=0.75" if is_linear else ""
+            to_do = (
+                f"{bare[0].name} is not defended: {trained} adversarial.adversary=uat adversarial.epochs=5{whitened}"
+            )
         yield Finding(
             f"Lists that a random item is in, before and after the strongest attack of ε = {epsilon:g}: "
             f"{', '.join(said)}.",
