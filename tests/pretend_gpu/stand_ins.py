@@ -47,6 +47,7 @@ class Engine:
 
     def __init__(self, module: torch.nn.Module, training: Any, config: Any, world: Any) -> None:
         self._size = world.size
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def backward(self, partial_loss: torch.Tensor) -> None:
         (partial_loss * self._size).backward()
@@ -55,7 +56,12 @@ class Engine:
         pass
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {}
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            assert (weights[name].device, weights[name].dtype) == (GPU, parameter.dtype), name
+            parameter.data.copy_(weights[name])
 
 
 class _Product(torch.autograd.Function):

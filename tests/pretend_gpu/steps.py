@@ -68,7 +68,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str]]:
             yield f"{backbone}, {objective}, {name}", {"model": model, "adversarial": adversarial}, "adversarial"
 
 
-AFTER = ("evaluate", "certify", "attack", "attack while training")
+AFTER = ("evaluate", "certify", "attack", "attack while training", "whiten")
 
 
 def after_training() -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -85,15 +85,16 @@ def after_training() -> Iterator[tuple[str, dict[str, Any], str]]:
     attack = {**few, "attacks": ["pgd", "apgd", "coordinated", "exact_user", "exact_group", "square"]}
     for (backbone, model), verb in itertools.product(BACKBONES.items(), AFTER):
         if (backbone == "mmgcn" and verb != "evaluate") or (backbone != "vbpr" and "attack" in verb):
-            continue  # it has no certificate, and its whole graph is attacked on the CPU; others differ in their users
+            continue  # it is not linear, and its whole graph is attacked on the CPU; others differ in their users
         evaluation = {"attack_epsilon": 0.1} if verb == "attack while training" else {}
         sections = {"model": model, "adversarial": {"epochs": 1}, "attack": attack, "evaluation": evaluation}
         yield f"{backbone}, {verb}", sections, verb
 
 
 def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> None:
-    """What is done with a trained model under torchrun; the numbers mean nothing."""
+    """What is done with a trained model under torchrun, or before it is trained on; the numbers mean nothing."""
     from uatmc_dist.evaluation import certificate, on_ranks, ranking, tallies
+    from uatmc_dist.models.whitening import whiten
     from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.training.attacked import attacked_now
 
@@ -105,6 +106,8 @@ def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> Non
     elif verb == "attack":
         kept = tallies.KeptScenes(None)
         on_ranks.attack_on_ranks(model, config, catalog, world, None, lambda done, total: None, kept)
+    elif verb == "whiten":
+        whiten(model, catalog.num_users, 0.5)
     else:
         attacked_now(model, config, catalog, world)
 
