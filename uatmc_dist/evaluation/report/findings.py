@@ -10,6 +10,11 @@ from uatmc_dist.evaluation.report.sources import RunFiles
 _CHEAP = 0.97
 """Share of the undefended accuracy from which on a defence counts as one that costs little."""
 
+_WHITENED = (
+    " adversarial.whitening=0.75 adversarial.budget=any_content adversarial.epsilon=0.4 adversarial.lr_factor=0.1"
+)
+"""What keeps most accuracy under linear fusion (docs/results.md, "Photos and words")."""
+
 
 class Finding(NamedTuple):
     says: str
@@ -56,10 +61,8 @@ def _attacked(runs: Sequence[RunFiles]) -> Iterator[Finding]:
         if bare := [run for run in attacked if not run.is_defended]:
             trained = f"uatmc train {bare[0].path}/config.yaml name={bare[0].name}-robust start_from={bare[0].path}"
             is_linear = bare[0].config.get("model", {}).get("backbone") != "mmgcn"
-            whitened = " adversarial.whitening=0.75" if is_linear else ""
-            to_do = (
-                f"{bare[0].name} is not defended: {trained} adversarial.adversary=uat adversarial.epochs=5{whitened}"
-            )
+            defence = f"adversarial.adversary=uat adversarial.epochs=5{_WHITENED if is_linear else ''}"
+            to_do = f"{bare[0].name} is not defended: {trained} {defence}"
         yield Finding(
             f"Lists that a random item is in, before and after the strongest attack of ε = {epsilon:g}: "
             f"{', '.join(said)}.",
