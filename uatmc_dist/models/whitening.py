@@ -21,8 +21,10 @@ def whiten(model: TrainingModel, num_users: int, power: float) -> None:
     fusion = dict(zip(("w_v", "w_t"), model.dense.fusion()[:2], strict=True))
     moment_CC = _moment_of_users(model, num_users, len(model.dense.bias))
     weights = model.engine.weights()
-    for name in fusion.keys() & weights.keys():  # a modality that the catalog lacks has none
-        along_Cd = fusion[name].detach().to(moment_CC)
+    for name, along_Cd in fusion.items():  # in one order on every rank, for the broadcast
+        if name not in weights:
+            continue  # a modality that the catalog lacks
+        along_Cd = along_Cd.detach().to(moment_CC)
         flat_dd = flattening(along_Cd.T @ moment_CC @ along_Cd, power)
         weights[name] = (weights[name].to(flat_dd) @ flat_dd).float()
         dist.broadcast(weights[name], 0)  # last bits may differ between processors
