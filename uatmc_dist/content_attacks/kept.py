@@ -34,10 +34,9 @@ class Kept:
 
     def __init__(self, folder: Path, key: str) -> None:
         """Raises UserError where the folder cannot be written, or another process writes."""
-        self.photos = folder / f"photos-{key}"
         self._path = folder / f"records-{key}.jsonl"
         try:
-            self.photos.mkdir(parents=True, exist_ok=True)
+            photos_folder(folder, key).mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); free space, or allow it") from None
@@ -66,14 +65,6 @@ class Kept:
         add_line(self._path, records)
         self.records += records
 
-    def save_photo(self, photo: Image.Image, name: str) -> None:
-        file = self.photos / name
-        try:
-            with replacing(file) as unfinished:
-                photo.save(unfinished, "PNG")
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written ({error.strerror}); free space, or allow it") from None
-
     def of(self, seed: int, attack: str, item: int) -> list[Record]:
         return [r for r in self.records if (r["seed"], r["attack"], r["item"]) == (seed, attack, item)]
 
@@ -95,6 +86,19 @@ def key_of(config: ContentAttackConfig, attack: AttackConfig, popular: dict[str,
     models = [[one.catalog.digest, one.digest] for one in seen]
     words = json.dumps([_VERSION, options, attack.k, attack.anchor_share, popular, models])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def photos_folder(folder: Path, key: str) -> Path:
+    return folder / f"photos-{key}"
+
+
+def save_photo(photo: Image.Image, file: Path) -> None:
+    """Raises UserError where it cannot be written."""
+    try:
+        with replacing(file) as unfinished:
+            photo.save(unfinished, "PNG")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); free space, or allow it") from None
 
 
 def changed_photo(file: Path) -> Image.Image:

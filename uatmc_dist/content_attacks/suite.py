@@ -17,7 +17,7 @@ from uatmc_dist.attacks.base import Targets
 from uatmc_dist.config import AttackConfig, ContentAttackConfig
 from uatmc_dist.content_attacks.drawn import Attacked, Drawn, check_alike, most_popular
 from uatmc_dist.content_attacks.files import read_back
-from uatmc_dist.content_attacks.kept import AS_COMPUTED, Kept, Record, changed_photo, key_of
+from uatmc_dist.content_attacks.kept import AS_COMPUTED, Kept, Record, changed_photo, key_of, photos_folder, save_photo
 from uatmc_dist.content_attacks.photos import PhotoRows, as_photo
 from uatmc_dist.content_attacks.pixels import LOSSES, Climb, Expa, Insa, Objective, PixelBall, best_climb, best_rows
 from uatmc_dist.content_attacks.risen import edits_of, photo_size, risen, text_of
@@ -145,7 +145,7 @@ class ContentAttacks:
         targets = [self._drawn.target(job.seed, job.index) for job in jobs]
         bests = [best_rows(target, modalities) for target in targets]
         if attack in _CLIMBS:
-            found = self._climbed(jobs, targets, bests, kept)
+            found = self._climbed(jobs, targets, bests)
         else:
             made = {"copy_photo": self._copied_photo, "both": self._both}.get(attack, self._words)
             found = [list(made(job, target, kept)) for job, target in zip(jobs, targets, strict=True)]
@@ -170,7 +170,7 @@ class ContentAttacks:
         assert copied is not None
         yield {"size": None, **self._drawn.reached(job.seed, job.index, "png", v_d=self._photos.row_of(copied))}
 
-    def _climbed(self, jobs: list[_Job], targets: list[Targets], bests: list[Rows], kept: Kept) -> list[list[Record]]:
+    def _climbed(self, jobs: list[_Job], targets: list[Targets], bests: list[Rows]) -> list[list[Record]]:
         """Photos of several targets at once, for as many as the encoder takes."""
         rows, found = self._photos, [[] for _ in jobs]  # type: ignore[var-annotated]
         assert rows is not None
@@ -197,7 +197,7 @@ class ContentAttacks:
                 files |= {name: rows.row_of(read_back(photo, name)) for name in self._config.formats}
                 for name, of_file_d in files.items():
                     found[index].append({"size": size, **self._drawn.reached(job.seed, job.index, name, v_d=of_file_d)})
-                kept.save_photo(photo, self._photo_file(job.seed, job.attack, job.item, size).name)
+                save_photo(photo, self._photo_file(job.seed, job.attack, job.item, size))
         return found
 
     def _stop_if_asked(self) -> None:
@@ -205,7 +205,7 @@ class ContentAttacks:
             raise _Stopped
 
     def _photo_file(self, seed: int, attack: str, item: int, size: float) -> Path:
-        return self._folder / f"photos-{self._key}" / f"{attack}-{item}-{size:g}-seed{seed}.png"
+        return photos_folder(self._folder, self._key) / f"{attack}-{item}-{size:g}-seed{seed}.png"
 
     def _objectives(self, job: _Job, target: Targets, best_row_d: torch.Tensor) -> list[Objective]:
         """What the attack climbs, each for itself."""

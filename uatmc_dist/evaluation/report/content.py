@@ -121,14 +121,14 @@ def _photos(run: Path, one: dict[str, Any], norm: str) -> list[tuple[str, str]]:
     from PIL import Image
 
     from uatmc_dist.encoders.cache import content_hash
-    from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
+    from uatmc_dist.encoders.photos import BrokenPhoto, open_photo, open_photo_bytes
 
     try:
-        before, after = open_photo(Path(one["photo_before"])), open_photo(run / one["photo_after"])
-        is_other = content_hash(Path(one["photo_before"]).read_bytes()) != one["photo_xxh3"]
+        uploaded = Path(one["photo_before"]).read_bytes()
+        if content_hash(uploaded) != one["photo_xxh3"]:
+            return []
+        before, after = open_photo_bytes(uploaded), open_photo(run / one["photo_after"])
     except (OSError, BrokenPhoto, KeyError):
-        return []
-    if is_other:
         return []
     factor = max(1, round(96 / one["pixels"]))
     difference = np.asarray(after, dtype=np.int16) - np.asarray(before, dtype=np.int16)
