@@ -4,7 +4,6 @@ config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  model/
 evaluation.json  attack.json  certificate.json  certificate.parquet  mismatch.json  report/index.html
 """
 
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 from uatmc_dist.config import Config, dump_config, read_yaml
 from uatmc_dist.errors import UserError
-from uatmc_dist.whole_files import replacing
+from uatmc_dist.whole_files import replacing, take_lock
 
 _RECORDED_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "triton", "pyarrow", "numpy")
 _ENVIRONMENT = "environment.json"
@@ -105,17 +104,11 @@ class RunFolder:
         """Until `release`, or the end of the process. A machine that was lost may hold it a while on a shared disk."""
         self._lock = (self.path / _ENVIRONMENT).open("a")
         for second in range(_LOCK_WAIT_S):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if take_lock(self._lock.fileno()):
                 return
-            except BlockingIOError:
-                if second == 0:
-                    _LOG.warning(
-                        f"{self.path}: another process trains into it; waiting for it, {_LOCK_WAIT_S} s at most"
-                    )
-                time.sleep(1)
-            except OSError:  # a disk without locks
-                return
+            if second == 0:
+                _LOG.warning(f"{self.path}: another process trains into it; waiting for it, {_LOCK_WAIT_S} s at most")
+            time.sleep(1)
         self.release()
         raise UserError(f"{self.path}: another process trains into it; let it end, or give another name=...")
 

@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all, whatever ends the writing of them."""
+"""Files that are there whole or not at all, whatever ends their writing, and that one process writes at a time."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,3 +18,14 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def take_lock(file: int) -> bool:
+    """Locks an open file until it is closed; False where another process has it. On a disk without locks nobody has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,6 +1,5 @@
 """What content attacks have done, on disk: a line for each attack and target, so that an interrupted one goes on."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from uatmc_dist.content_attacks.drawn import Attacked
 from uatmc_dist.encoders.photos import BrokenPhoto, open_photo
 from uatmc_dist.errors import UserError
 from uatmc_dist.json_lines import add_line, read_lines
-from uatmc_dist.whole_files import replacing
+from uatmc_dist.whole_files import replacing, take_lock
 
 Record = dict[str, Any]
 AS_COMPUTED = "as computed"
@@ -40,22 +39,15 @@ class Kept:
             self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); free space, or allow it") from None
-        self._lock_out_others()
+        if not take_lock(self._lock):
+            self.close()
+            raise UserError(f"{self._path}: another process attacks this run; wait until it is done")
         self.records: list[Record] = []
         self.done: set[tuple[Any, ...]] = set()
         for line in read_lines(self._path):
             if is_whole(line) and (target := tuple(line[0][name] for name in _TARGET)) not in self.done:
                 self.done.add(target)
                 self.records += line
-
-    def _lock_out_others(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"{self._path}: another process attacks this run; wait until it is done") from None
-        except OSError:
-            pass  # a disk without locks
 
     def close(self) -> None:
         os.close(self._lock)

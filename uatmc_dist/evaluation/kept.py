@@ -5,7 +5,6 @@ resumes. Kept work is of the same model, catalog and options: a digest of them i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ import torch
 from uatmc_dist.config import METRIC_KS, AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.parallel.item_parallel import max_over_ranks, num_ranks, own_rank
-from uatmc_dist.whole_files import replacing
+from uatmc_dist.whole_files import replacing, take_lock
 
 _EVERY_SECONDS = 30.0
 _VERSION = 2
@@ -118,13 +117,8 @@ class KeptLists:
             return
         with contextlib.suppress(OSError):  # nothing is kept then
             self._file = os.open(path, os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY)
-        if self._file is not None and writes:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.close()
-            except OSError:
-                pass  # a disk without locks
+        if self._file is not None and writes and not take_lock(self._file):
+            self.close()
         records = 0 if self._file is None else os.fstat(self._file).st_size // self._RECORD.itemsize
         self._num_users = -int(max_over_ranks(torch.tensor([-records])))
 
