@@ -93,7 +93,7 @@ def after_training() -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> None:
     """What is done with a trained model under torchrun, or before it is trained on; the numbers mean nothing."""
-    from uatmc_dist.evaluation import certificate, on_ranks, ranking, tallies
+    from uatmc_dist.evaluation import certificate, kept, on_ranks, ranking
     from uatmc_dist.models.whitening import whiten
     from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.training.attacked import attacked_now
@@ -104,8 +104,8 @@ def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> Non
     elif verb == "certify":
         certificate.certify_swept(on_ranks.swept_on_ranks(model, config, catalog, world), catalog, config.attack)
     elif verb == "attack":
-        kept = tallies.KeptScenes(None)
-        on_ranks.attack_on_ranks(model, config, catalog, world, None, lambda done, total: None, kept)
+        given = lambda done, total: None, kept.KeptParts(None)
+        on_ranks.attack_on_ranks(model, config, catalog, world, None, *given)
     elif verb == "whiten":
         whiten(model, catalog.num_users, 0.5)
     else:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tests.unit.random_model import RandomModel
-from uatmc_dist.config import AttackConfig
+from uatmc_dist.config import AttackConfig, Config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation import kept, sweep
 from uatmc_dist.evaluation.certificate import certify
-from uatmc_dist.evaluation.kept import KeptLists, KeptSweep
+from uatmc_dist.evaluation.kept import KeptLists, KeptParts, KeptSweep
+from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
 from uatmc_dist.evaluation.ranking import RankedUsers, rank_model
 
 CONFIG = AttackConfig(k=5, epsilons=[0.05, 0.3])
@@ -128,3 +129,43 @@ def test_ranks_agree_where_to_go_on(tmp_path, monkeypatch, other, agreed, cut):
 def test_nothing_is_written_of_a_short_certificate(tmp_path):
     certify(RandomModel(50, 60, 6), TinyCatalog(), CONFIG, kept=KeptSweep(tmp_path, "x"))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", [0, 30])
+def test_mismatch_goes_on(tiny_catalog, tmp_path, cut):
+    catalog, path = Catalog(tiny_catalog), tmp_path / "mismatch-x.jsonl"
+    config, model = Config(name="x", catalog=tiny_catalog), RandomModel(catalog.num_users, catalog.num_items, 6)
+    built = []
+
+    def measure(told, parts=None):
+        built.clear()
+        start = lambda: built.append("start") or Measured.whole(model)  # noqa: E731
+        return measure_mismatch(config, catalog, Measured.whole(model), start, told, parts)
+
+    undisturbed = measure(lambda done, total: None)
+    with pytest.raises(KeyboardInterrupt):
+        measure(interrupted_at(14), KeptParts(path))
+    before = path.read_text()
+    path.write_text(before[: len(before) - cut])  # the last line, as a crash may cut it
+    resumed = KeptParts(path)
+    assert measure(lambda done, total: None, resumed) == undisturbed
+    assert not built  # all of what the run started from was kept
+    assert path.read_text().startswith(before[: len(before) - cut])
+    resumed.drop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_go_on_with_the_parts_that_all_of_them_see(tmp_path, monkeypatch):
+    path = tmp_path / "attack-x.jsonl"
+    for name in "abc":
+        KeptParts(path).found([1, name], lambda name=name: name)
+    monkeypatch.setattr(kept, "max_over_ranks", lambda value: value.clamp(min=-2))  # another one sees two
+    parts = KeptParts(path)
+    assert [parts.found([1, name], lambda: "anew") for name in "abc"] == ["a", "b", "anew"]
+
+
+def test_parts_that_cannot_be_kept_cost_a_warning(tmp_path, caplog):
+    parts = KeptParts(tmp_path / "no folder/attack-x.jsonl")
+    assert [parts.found(name, lambda: 1) for name in "ab"] == [1, 1]
+    assert caplog.text.count("would begin anew") == 1
+    parts.drop()

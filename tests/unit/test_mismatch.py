@@ -14,7 +14,7 @@ from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch, users
 from uatmc_dist.evaluation.mismatch.gradients import cosines, single_matrix_residual
-from uatmc_dist.evaluation.mismatch.steps import rises
+from uatmc_dist.evaluation.mismatch.steps import rises, single_steps
 from uatmc_dist.evaluation.mismatch.summary import BINS
 from uatmc_dist.evaluation.mismatch.training_pairs import TrainingPairs
 from uatmc_dist.models.trained import TrainedModel
@@ -74,7 +74,9 @@ def test_cosines_and_rises_equal_autograd(model, pairs):
     counts, _ = np.histogram(cosine_N.detach().numpy(), BINS)
     assert np.abs(counts - found["histogram"]["counts"]).sum() <= 2
     coordinated = torch.autograd.grad(loss + LAMBDA * cosine_N.mean(), leaves)
-    table = rises(pairs, AdversarialConfig(adv_align_weight=LAMBDA), [0.1, 0.5])
+    config, clean = AdversarialConfig(adv_align_weight=LAMBDA), pairs.loss()
+    single = single_steps(pairs, config)
+    table = [{"epsilon": e, "rise": rises(pairs, config, e, single, clean)} for e in (0.1, 0.5)]
     for entry in table:
         for name, directions in (("uat", slopes), ("uat_mc", coordinated)):
             moved = [

@@ -90,8 +90,8 @@ def attack(
 
     Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model, MMGCN's apart."""
     from uatmc_dist.evaluation import on_ranks
+    from uatmc_dist.evaluation.kept import KeptParts, digest_of
     from uatmc_dist.evaluation.promotion import attack_model
-    from uatmc_dist.evaluation.tallies import KeptScenes
     from uatmc_dist.models.trained import ModelFile, TrainedModel
     from uatmc_dist.tables.attacks import print_attacks
 
@@ -109,7 +109,8 @@ def attack(
         measured = partial(attack_model, model, catalog, config.attack, twin)
     if is_first and dense is not None:
         _tell_left_out(config.attack.attacks, dense.modalities)
-    kept = KeptScenes.of_run(run, catalog, config.attack, None if surrogate is None else surrogate[0], is_first)
+    runs = [run] if surrogate is None else [run, surrogate[0]]
+    kept = KeptParts.of_run(run, "attack", digest_of(runs, catalog, config.attack.model_dump(mode="json")), is_first)
     with shown("scenes", is_first) as progress, on_ranks.logged(run, "attack", world):
         report = measured(progress, kept)
     if not is_first:
@@ -186,10 +187,12 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def mismatch(run: RunPath, overrides: Overrides = None) -> None:
-    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json.
+    """How far apart the two modalities' gradients are, before and after training; writes mismatch.json, and can be
+    resumed.
 
     Under torchrun (torchrun ... -m uatmc_dist.cli mismatch RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
+    from uatmc_dist.evaluation.kept import KeptParts, digest_of
     from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
     from uatmc_dist.tables.attacks import print_mismatch
 
@@ -203,10 +206,13 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         folder, config, catalog, trained = opened(run, overrides)
         model = partial(Measured.whole, trained)
         start = partial(Measured.whole_start, config, catalog)
-    with shown("models", is_first) as progress, on_ranks.logged(run, "mismatch", world):
-        report = measure_mismatch(config, catalog, model(), start, progress)
+    runs = [run] if config.start_from is None else [run, config.start_from]
+    kept = KeptParts.of_run(run, "mismatch", digest_of(runs, catalog, config.model_dump(mode="json")), is_first)
+    with shown("figures", is_first) as progress, on_ranks.logged(run, "mismatch", world):
+        report = measure_mismatch(config, catalog, model(), start, progress, kept)
     if not is_first:
         return
     path = folder.write_json("mismatch.json", report)
+    kept.drop()
     print_mismatch(console, run, report)
     tell_written(path)

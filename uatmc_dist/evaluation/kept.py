@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,12 +20,14 @@ import torch
 
 from uatmc_dist.config import METRIC_KS, AttackConfig
 from uatmc_dist.data.catalog import Catalog
+from uatmc_dist.errors import UserError
+from uatmc_dist.json_lines import add_line, read_lines
 from uatmc_dist.parallel.item_parallel import max_over_ranks, num_ranks, own_rank
 from uatmc_dist.whole_files import replacing, take_lock
 
 _EVERY_SECONDS = 30.0
-_VERSION = 2
-"""Goes up with what a step of a certificate, a record of a list, or a scene of an attack means."""
+_VERSION = 3
+"""Goes up with what a step of a certificate, a record of a list, a scene of an attack, or a part of mismatch means."""
 _LOG = logging.getLogger("uatmc_dist")
 
 
@@ -164,6 +166,44 @@ class KeptLists:
         if self._file is not None:
             os.close(self._file)
         self._file = None
+
+
+class KeptParts:
+    """Finished parts of a measurement by name, a JSON line each. All ranks go on with the same parts; the first one
+    writes."""
+
+    def __init__(self, path: Path | None, writes: bool = True) -> None:
+        """`path` None: nothing is kept; otherwise collective."""
+        self._path, self._writes = path, writes
+        lines = [] if path is None else read_lines(path)
+        if path is not None:  # a shared folder may show a rank less than another one
+            lines = lines[: -int(max_over_ranks(torch.tensor([-len(lines)])))]
+        self._done = {json.dumps(name): found for name, found in lines}
+
+    @classmethod
+    def of_run(cls, run: Path, verb: str, digest: str, writes: bool = True) -> "KeptParts":
+        return cls(run / f"{verb}-{digest}.jsonl", writes)
+
+    def found(self, name: Any, measured: Callable[[], Any]) -> Any:
+        """What is kept of this part, or what `measured` gives, which is kept from now on; JSON values. A warning where
+        the disk does not take it."""
+        key = json.dumps(name)
+        if key not in self._done:
+            self._done[key] = measured()
+            if self._path is not None and self._writes:
+                try:
+                    add_line(self._path, [name, self._done[key]])
+                except UserError as error:
+                    _LOG.warning("%s; an interrupted command would begin anew", error)
+                    self._writes = False
+        return self._done[key]
+
+    def drop(self) -> None:
+        """Once the figures are written; what other options left goes, too."""
+        if self._path is not None and self._writes:
+            verb = self._path.name.split("-")[0]
+            for file in self._path.parent.glob(f"{verb}-*.jsonl"):
+                file.unlink(missing_ok=True)
 
 
 def _warn(file: Path, error: OSError) -> None:

@@ -18,6 +18,7 @@ from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.certificate import check_certifiable
+from uatmc_dist.evaluation.kept import KeptParts
 from uatmc_dist.evaluation.mismatch import Measured
 from uatmc_dist.evaluation.promotion import (
     attack_model,
@@ -30,7 +31,6 @@ from uatmc_dist.evaluation.ranking import Progress
 from uatmc_dist.evaluation.scenes import Bars, Cast
 from uatmc_dist.evaluation.stage import LinearStage, lengths
 from uatmc_dist.evaluation.sweep import Swept
-from uatmc_dist.evaluation.tallies import KeptScenes
 from uatmc_dist.json_lines import add_line
 from uatmc_dist.logs import peak_memory_bytes
 from uatmc_dist.models.backbone import TrainingModel, backbone
@@ -173,7 +173,7 @@ def attack_on_ranks(
     world: World,
     surrogate: tuple[Path, Any] | None,
     progress: Progress,
-    kept: KeptScenes,
+    kept: KeptParts,
 ) -> dict[str, Any]:
     """What attack.json holds (evaluation/promotion.py) of what `load_to_attack` gave: under linear fusion anchors are
     shared out over the ranks, on MMGCN targets. Collective."""

@@ -8,6 +8,7 @@ Hit@k is the share of anchors that have the target among their k best items, not
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from uatmc_dist.config import AttackConfig
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation import checks
+from uatmc_dist.evaluation.kept import KeptParts
 from uatmc_dist.evaluation.scenes import Scene, draw_ids, strata
 from uatmc_dist.evaluation.stage import AnyScene, Stage, stage_of
-from uatmc_dist.evaluation.tallies import KeptScenes, Stratum, Tally
+from uatmc_dist.evaluation.tallies import Stratum, Tally
 from uatmc_dist.models.linear_model import LinearModel
 from uatmc_dist.seeding import generator
 
@@ -38,7 +40,7 @@ def attack_model(
     config: AttackConfig,
     surrogate: LinearModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    kept: KeptScenes | None = None,
+    kept: KeptParts | None = None,
 ) -> dict[str, Any]:
     """Attacks at every epsilon, in every stratum; returns what attack.json holds, checks included.
 
@@ -53,7 +55,7 @@ def attack_model(
     assert model.dense is not None
     made_on = None if surrogate is None else surrogate.path
     threat_model = threat_model_of(config, model.dense.modalities, model.v_Nd.shape[1], model.is_linear, made_on)
-    return attack_on(stage, catalog, config, attacks, threat_model, progress, kept or KeptScenes(None))
+    return attack_on(stage, catalog, config, attacks, threat_model, progress, kept or KeptParts(None))
 
 
 def possible_attacks(config: AttackConfig, dense: Any, is_linear: bool, has_surrogate: bool) -> list[Attack]:
@@ -77,7 +79,7 @@ def attack_on(
     attacks: list[Attack],
     threat_model: dict[str, Any],
     progress: Callable[[int, int], None],
-    kept: KeptScenes,
+    kept: KeptParts,
 ) -> dict[str, Any]:
     """What `attack_model` returns. `progress(done, total)` counts seeds x strata; what `kept` has is not done again.
     Collective where the stage is shared out over ranks."""
@@ -87,14 +89,15 @@ def attack_on(
     def scenes(seed: int, stratum: str) -> Sequence[AnyScene]:
         return stage.scenes(*draw_ids(config, seed, stratum, pools[stratum], catalog.num_users))
 
+    def attacked(seed: int, stratum: str) -> dict[str, Any]:
+        of_seed = Stratum()
+        for scene in scenes(seed, stratum):
+            _attack_scene(scene, config, attacks, seed, of_seed)
+        return of_seed.to_json()
+
     for done, (seed, stratum) in enumerate((seed, stratum) for seed in config.seeds for stratum in pools):
-        of_seed = kept.done.get((seed, stratum))
-        if of_seed is None:
-            of_seed = Stratum()
-            for scene in scenes(seed, stratum):
-                _attack_scene(scene, config, attacks, seed, of_seed)
-            kept.add(seed, stratum, of_seed)
-        found.setdefault(stratum, Stratum()).extend(of_seed)
+        of_seed = kept.found([seed, stratum], partial(attacked, seed, stratum))
+        found.setdefault(stratum, Stratum()).extend(Stratum.from_json(of_seed))
         progress(done + 1, len(config.seeds) * len(pools))
     first_scene = scenes(config.seeds[0], next(iter(pools)))[0]
     restarts: dict[float | None, list[np.ndarray]] = {}

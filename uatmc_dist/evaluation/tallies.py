@@ -1,18 +1,10 @@
-"""What attacks did, target by target; scene by scene on disk as long as an attack goes on, so that an interrupted one
-resumes.
-"""
+"""What attacks did, target by target."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from uatmc_dist.config import AttackConfig
-from uatmc_dist.data.catalog import Catalog
-from uatmc_dist.evaluation.kept import digest_of
-from uatmc_dist.json_lines import add_line, read_lines
 
 Epsilon = float | None
 """None: any content."""
@@ -72,34 +64,6 @@ class Stratum:
         }
         before, certified, restarts = (_of_pairs(found[name]) for name in ("before", "certified", "restarts"))
         return cls(before, _arrays(found["rank_before"]), certified, tallies, restarts)
-
-
-class KeptScenes:
-    """Finished (seed, stratum) of an attack, a line each."""
-
-    def __init__(self, path: Path | None, writes: bool = True) -> None:
-        """`path` None: nothing is kept. `writes`: whether this rank writes; all of them read."""
-        self._path, self._writes = path, writes
-        lines = [] if path is None else read_lines(path)
-        self.done = {(seed, stratum): Stratum.from_json(found) for seed, stratum, found in lines}
-
-    @classmethod
-    def of_run(
-        cls, run: Path, catalog: Catalog, config: AttackConfig, surrogate: Path | None, writes: bool = True
-    ) -> "KeptScenes":
-        """Those of the same model, catalog, options and surrogate."""
-        runs = [folder for folder in (run, surrogate) if folder is not None]
-        return cls(run / f"attack-{digest_of(runs, catalog, config.model_dump(mode='json'))}.jsonl", writes)
-
-    def add(self, seed: int, stratum: str, found: Stratum) -> None:
-        if self._path is not None and self._writes:
-            add_line(self._path, [seed, stratum, found.to_json()])
-
-    def drop(self) -> None:
-        """Once attack.json holds all of it; what other options left goes, too."""
-        if self._path is not None and self._writes:
-            for file in self._path.parent.glob("attack-*.jsonl"):
-                file.unlink()
 
 
 def _extend(of: dict[Any, list[np.ndarray]], by: dict[Any, list[np.ndarray]]) -> None:

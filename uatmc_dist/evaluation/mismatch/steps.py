@@ -1,6 +1,5 @@
 """How much each kind of step really raises the loss when all items are perturbed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from uatmc_dist.adversary.budget import Deltas
@@ -19,23 +18,25 @@ _SEVERAL: dict[str, dict[str, Any]] = {
 }
 
 
-def rises(pairs: TrainingPairs, config: AdversarialConfig, epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """For each epsilon, the rise of the loss by name of the step; norm and lambda are the configuration's.
+def single_steps(pairs: TrainingPairs, config: AdversarialConfig) -> dict[str, Deltas]:
+    """A single step from zero, by name, at epsilon = 1: it is as long as the radius, along a direction that does not
+    depend on it. Collective."""
+    return {name: _deltas(pairs, config, 1.0, adversary=name, steps=1) for name in _ONE_STEP}
+
+
+def rises(
+    pairs: TrainingPairs, config: AdversarialConfig, epsilon: float, single: dict[str, Deltas], clean: float
+) -> dict[str, float]:
+    """The rise of the loss by name of the step, over the `clean` one; norm and lambda are the configuration's.
     Collective."""
-    num_items, clean = pairs.model.block.num_items, pairs.loss()
+    found = {name: pairs.loss(*(epsilon * delta for delta in moved)) - clean for name, moved in single.items()}
+    for name, changes in _SEVERAL.items():
+        found[name] = pairs.loss(*_deltas(pairs, config, epsilon, **changes)) - clean
+    return found
 
-    def deltas(epsilon: float, **changes: object) -> Deltas:
-        changed = config.model_copy(update={"epsilon": epsilon, "adv_weight": 1.0, **changes})
-        found = adversary(changed, num_items, seed=0)
-        assert found is not None
-        return found(pairs.problem, pairs.clean_loss, 0)
 
-    # A single step from zero is as long as the radius, along a direction that does not depend on it.
-    single = {name: deltas(1.0, adversary=name, steps=1) for name in _ONE_STEP}
-    table = []
-    for epsilon in epsilons:
-        found = {name: pairs.loss(*(epsilon * delta for delta in moved)) - clean for name, moved in single.items()}
-        for name, changes in _SEVERAL.items():
-            found[name] = pairs.loss(*deltas(epsilon, **changes)) - clean
-        table.append({"epsilon": epsilon, "rise": found})
-    return table
+def _deltas(pairs: TrainingPairs, config: AdversarialConfig, epsilon: float, **changes: object) -> Deltas:
+    changed = config.model_copy(update={"epsilon": epsilon, "adv_weight": 1.0, **changes})
+    found = adversary(changed, pairs.model.block.num_items, seed=0)
+    assert found is not None
+    return found(pairs.problem, pairs.clean_loss, 0)
