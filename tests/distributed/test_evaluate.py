@@ -41,6 +41,20 @@ def test_ranks_tell_what_one_process_tells(model, write_config, tmp_path):
         assert sum(one == other for one, other in zip(*same, strict=True)) >= 0.98 * len(same[0])
 
 
+@pytest.mark.parametrize("verb, file", [("evaluate", "evaluation"), ("attack", "attack"), ("mismatch", "mismatch")])
+def test_a_gpu_is_used_without_torchrun(verb, file, write_config, tmp_path):
+    few = {"seeds": [1], "attacks": ["fgsm"], "num_targets": 4, "k": 10, "epsilons": [0.1], "any_content": False}
+    assert train(write_config(attack=few, adversarial={"epochs": 0})).returncode == 0
+    run, found = tmp_path / "runs/tiny", []
+    for script in ("tests/uatmc.py", "tests/distributed/alone_in_blocks.py"):
+        assert on_ranks(1, script, verb, run).count("written: ") == 1
+        figures = _numbers(json.loads((run / f"{file}.json").read_text()))
+        found.append({name: value for name, value in figures.items() if not name.endswith("seconds")})
+    assert found[1] == pytest.approx(found[0], rel=2e-3, abs=2e-6) and len(found[0]) > 15
+    (line,) = (run / "traffic.jsonl").read_text().splitlines()
+    assert json.loads(line)["ranks"] == 1
+
+
 def test_what_is_wrong_is_told_once(write_config, tmp_path):
     done = nursery.run(2, ["tests/uatmc.py", "evaluate", str(tmp_path / "nothing")], ROOT, environment(2), timeout=120)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1

@@ -61,7 +61,7 @@ def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
 def opened_in_blocks(
     run: Path, overrides: list[str] | None, load: Callable[..., Any] | None = None
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """Under torchrun: (world, folder, configuration, catalog, this rank's blocks of the model, or what `load` gives in
+    """(world, folder, configuration, catalog, this rank's blocks of the model, or what `load` gives in
     their place). Collective."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.parallel import process_group

@@ -42,7 +42,7 @@ def evaluate(
     if split not in ("valid", "test"):
         raise UserError(f"--split {split}: valid or test is needed")
     world, is_first = None, True
-    if on_ranks.is_launched():
+    if on_ranks.in_blocks():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
         block = ItemBlock(catalog.num_items, world.rank, world.size)
@@ -96,7 +96,7 @@ def attack(
     from uatmc_dist.tables.attacks import print_attacks
 
     world, is_first = None, True
-    if on_ranks.is_launched():
+    if on_ranks.in_blocks():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides, on_ranks.load_to_attack)
         is_first, dense = world.is_first, blocks.dense if config.model.content else None
         load = lambda path: on_ranks.load_to_attack(path, ModelFile(path).config, catalog, world)  # noqa: E731
@@ -165,7 +165,7 @@ def certify(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.tables.attacks import print_certificate
 
     world, is_first = None, True
-    if on_ranks.is_launched():
+    if on_ranks.in_blocks():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
         swept = partial(on_ranks.swept_on_ranks, blocks, config, catalog, world)
@@ -197,7 +197,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
     from uatmc_dist.tables.attacks import print_mismatch
 
     world, is_first = None, True
-    if on_ranks.is_launched():
+    if on_ranks.in_blocks():
         world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first = world.is_first
         model = partial(on_ranks.measured_blocks, blocks, config, catalog, world)

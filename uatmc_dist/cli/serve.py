@@ -28,7 +28,7 @@ def export(
     from uatmc_dist.models.export import Vectors, export_model, write_projector
 
     world, is_first = None, True
-    if on_ranks.is_launched():
+    if on_ranks.in_blocks():
         world, folder, config, catalog, blocks = opened_in_blocks(run, None)
         is_first = world.is_first
         exported = partial(on_ranks.exported_blocks, blocks, config, catalog)

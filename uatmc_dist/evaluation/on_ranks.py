@@ -1,5 +1,5 @@
-"""Full ranking, attacks, certificates, mismatch and export under torchrun: the trained model in row blocks, as in
-training. No rank ever holds all users, items or features.
+"""Full ranking, attacks, certificates, mismatch and export under torchrun, or on a GPU: the trained model in row
+blocks, as in training. No rank ever holds all users, items or features.
 """
 
 import logging
@@ -49,15 +49,16 @@ def _unseen(done: int, total: int) -> None:
     """Progress that nobody sees."""
 
 
-def is_launched() -> bool:
-    """Whether torchrun has started this command: then each rank has its block on its device, also where it is alone."""
-    return "RANK" in os.environ
+def in_blocks() -> bool:
+    """Whether a verb takes the model in row blocks, each where its rank computes: under torchrun, and where there is a
+    GPU, which one rank then has. Otherwise it is whole, on the CPU."""
+    return "RANK" in os.environ or torch.cuda.is_available()
 
 
 @contextmanager
 def logged(run: Path, verb: str, world: World | None) -> Iterator[None]:
     """A line of the run's traffic.jsonl when the block has ended: seconds, what the first rank has received, and the
-    most that a rank has held; a warning where it cannot be written. `world` None: not under torchrun, and nothing is
+    most that a rank has held; a warning where it cannot be written. `world` None: not in blocks, and nothing is
     written. Collective."""
     TRAFFIC.take()
     begun = time.monotonic()
