@@ -20,7 +20,7 @@ from uatmc_dist.config import load_config
 from uatmc_dist.data.catalog import Catalog
 from uatmc_dist.evaluation.scenes import draw_ids, strata
 from uatmc_dist.models.mmgcn import MMGCNModel
-from uatmc_dist.models.neighbourhood import CleanState
+from uatmc_dist.models.neighbourhood import CleanState, OwnMMGCN
 from uatmc_dist.models.trained import TrainedModel
 
 Values = tuple[torch.Tensor, torch.Tensor]
@@ -63,7 +63,10 @@ def main() -> None:
         raise SystemExit(f"{arguments.run}: not an MMGCN; give a run with model.backbone=mmgcn")
     chosen, anchors_A = draw_ids(config.attack, 1, "random", strata(catalog)["random"], catalog.num_users)
     items_T = chosen[: arguments.targets]
-    of = lambda dtype: GraphTargets.of(CleanState(model, dtype), anchors_A, items_T, config.attack.k, False)  # noqa: E731
+
+    def of(dtype: torch.dtype) -> GraphTargets:
+        return GraphTargets.of(CleanState(OwnMMGCN.whole(model), dtype), anchors_A, items_T, config.attack.k, False)
+
     fast, ours_s, theirs_s = of(torch.float32), [], []
     three_hops(fast)  # neighbourhoods are found once for all steps of an attack
     for _ in range(arguments.repeats):

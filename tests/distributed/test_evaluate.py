@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, environment, on_ranks, run_uatmc, train
+from conftest import ROOT, USERS, environment, on_ranks, run_uatmc, train
 from tests import nursery
 
 MODELS = {
@@ -26,12 +26,13 @@ def test_ranks_tell_what_one_process_tells(model, write_config, tmp_path):
     assert train(write_config(model=MODELS[model], clean=clean, **sections)).returncode == 0
     run, found = tmp_path / "runs/tiny", {}
     counts = (1, 2, 4) if model == "history" else (1, 2)
+    one_alone = f"evaluation.users_per_batch={USERS - 1}"  # in the last batch
     for ranks in counts:
         lists = tmp_path / f"{ranks}.parquet"
         if ranks == 1:
-            run_uatmc("evaluate", run, "--lists", lists)
+            run_uatmc("evaluate", run, one_alone, "--lists", lists)
         else:
-            told = on_ranks(ranks, "tests/uatmc.py", "evaluate", run, "--lists", lists)
+            told = on_ranks(ranks, "tests/uatmc.py", "evaluate", run, one_alone, "--lists", lists)
             assert told.count("written: ") == 2
         found[ranks] = json.loads((run / "evaluation.json").read_text()), pq.read_table(lists)
     for ranks in counts[1:]:

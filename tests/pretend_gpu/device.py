@@ -47,6 +47,9 @@ class PretendGpu(TorchDispatchMode):
                 self._note("to the host: item, tolist or bool")
                 return True if tensors[0].dtype == torch.bool else 1
             self._look(name, args, kwargs)
+            if name == "nonzero":  # as where nothing is zero
+                with _FAKE:
+                    return torch.empty(tensors[0].numel(), tensors[0].ndim, dtype=torch.int64, device=GPU)
         if name in ("_to_copy", "copy_"):
             self._look_at_copy(name, args, kwargs, tensors, device)
             if name == "copy_" and tensors[0].device.type != GPU.type and not isinstance(tensors[0], FakeTensor):

@@ -90,6 +90,14 @@ class Matrix:
         return self
 
 
+def in_format(self: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Of Module.to, which swaps tensors that the pretend GPU has references to."""
+    for module in self.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    return self
+
+
 def projected_items(model: Any, catalog: Any, lo: int, hi: int, device: Any, dtype: Any, progress: Any = None) -> Any:
     return tuple(torch.empty(hi - lo, model.dim, dtype=dtype, device=device) for _ in range(2))
 
@@ -112,6 +120,8 @@ def _counted(name: str) -> Any:
         tensors = [one for one in args if isinstance(one, torch.Tensor)]
         assert len({tensor.device for tensor in tensors}) == 1, f"{name}: tensors on several devices"
         COLLECTIVES[name, "nccl" if tensors[0].device.type == GPU.type else "gloo"] += 1
+        if name == "all_to_all_single" and tensors[0].device.type == "cpu":
+            tensors[0].copy_(tensors[1])  # how many rows each rank has of something: as many as this one
         return _Done() if kwargs.get("async_op") else None
 
     return call

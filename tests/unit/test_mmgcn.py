@@ -15,7 +15,7 @@ from uatmc_dist.attacks.pgd import PGD
 from uatmc_dist.evaluation.mismatch.gradients import single_matrix_residual
 from uatmc_dist.evaluation.stage import GraphStage
 from uatmc_dist.models.mmgcn import MMGCNContent, Nodes
-from uatmc_dist.models.neighbourhood import CleanState, Neighbourhood
+from uatmc_dist.models.neighbourhood import CleanState, Neighbourhood, OwnMMGCN
 
 K = 5
 
@@ -103,21 +103,22 @@ def test_the_modalities_gradients_are_not_two_views_of_one_vector():
 @pytest.mark.parametrize("others_held", [False, True])
 def test_a_neighbourhood_has_all_that_changes(others_held):
     model = RandomMMGCN()
-    state, items_T = CleanState(model, torch.float64), torch.tensor([0, 3, 7, 21])  # 3 has no edges
+    state, items_T = CleanState(OwnMMGCN.whole(model), torch.float64), torch.tensor([0, 3, 7, 21])  # 3 has no edges
     moved = Neighbourhood(state, items_T, others_held)
     z = {"visual": torch.randn(4, D).double(), "text": torch.randn(4, D).double()}
     rows = moved.rows(z)
     for index, item in enumerate(items_T.tolist()):
         v, t = model.v_Nd.clone(), model.t_Nd.clone()
         v[item], t[item] = z["visual"][index], z["text"][index]
-        truth, clean = torch.cat(model.embed(v, t)), state.nodes_Vd.clone()
-        mine = moved.target_n == index
-        nodes = moved.nodes_n[mine]
+        truth, clean = torch.cat(model.embed(v, t)), torch.cat([state.users_ud, state.items_nd])
+        one = moved.targets[index]
+        nodes = torch.cat([one.users_m, one.items_m + USERS])
+        assert one.all_items_M.tolist() == one.items_m.tolist() and one.all_items_M[one.place_of_target] == item
         if others_held:
             assert nodes.tolist() == [USERS + item]
             continue
         assert len(nodes) < USERS + ITEMS or index == 0
-        clean[nodes] = rows[mine]
+        clean[nodes] = rows[one.rows]
         torch.testing.assert_close(clean, truth, rtol=1e-6, atol=1e-7)
 
 
@@ -139,7 +140,9 @@ def everything_recomputed(model: RandomMMGCN, anchors_A, item, v_row, t_row):
 def test_margins_and_their_gradient_equal_those_of_recomputing_everything(loss, edges):
     model = RandomMMGCN(seed=1, edges=edges)
     anchors_A = torch.arange(0, USERS, 2)
-    targets = GraphTargets.of(CleanState(model, torch.float64), anchors_A, torch.tensor([0, 3, 7, 21]), K, False)
+    targets = GraphTargets.of(
+        CleanState(OwnMMGCN.whole(model), torch.float64), anchors_A, torch.tensor([0, 3, 7, 21]), K, False
+    )
     targets = targets.repeated(2)
     deltas = tuple(0.3 * torch.randn(8, D, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
     evaluation, hits_T = targets.evaluate(deltas, loss), targets.hits(deltas)
@@ -149,8 +152,8 @@ def test_margins_and_their_gradient_equal_those_of_recomputing_everything(loss, 
         score_A, bar_A = everything_recomputed(
             model, anchors_A, item, model.v_Nd[item] + leaves[0], model.t_Nd[item] + leaves[1]
         )
-        torch.testing.assert_close(margins.score_A, score_A.detach(), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(margins.bar_A, bar_A.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(margins.score_a, score_A.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(margins.bar_a, bar_A.detach(), rtol=1e-5, atol=1e-5)
         value = loss.value_and_slope((score_A - bar_A).detach())[1].detach() * (score_A - bar_A)
         truth = torch.cat(torch.autograd.grad(value.mean(), leaves))
         torch.testing.assert_close(evaluation.pull_Td[index], truth, rtol=1e-4, atol=1e-6)
@@ -160,7 +163,7 @@ def test_margins_and_their_gradient_equal_those_of_recomputing_everything(loss, 
 @pytest.mark.parametrize("others_held", [False, True])
 def test_a_target_alone_is_judged_as_among_the_others(others_held):
     model = RandomMMGCN(seed=3)
-    scene = GraphStage(model, K).scenes(torch.tensor([0, 3, 7]), torch.arange(USERS))[others_held]
+    scene = GraphStage(OwnMMGCN.whole(model), K).scenes(torch.tensor([0, 3, 7]), torch.arange(USERS))[others_held]
     deltas = tuple(0.5 * torch.randn(3, D, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     moved = scene.moved(deltas, AnyContent())
     hits_T, ranks_AT = scene.hits(moved), scene.ranks([scene.clean, moved])
@@ -178,7 +181,7 @@ def test_a_target_alone_is_judged_as_among_the_others(others_held):
 @pytest.mark.parametrize("others_held", [False, True])
 def test_attacks_climb_and_stay_in_the_ball(attack, norm, others_held):
     model = RandomMMGCN(seed=2)
-    state = CleanState(model)
+    state = CleanState(OwnMMGCN.whole(model))
     targets = GraphTargets.of(state, torch.arange(USERS), torch.arange(0, ITEMS, 3), K, others_held)
     budget = Ball(0.5, norm)
     before = targets.evaluate(targets.zeros(), SoftRank(0.5)).value_T.mean()

@@ -3,52 +3,99 @@
 As in the published protocol each target is attacked for itself, the propagation is recomputed at every step, and so
 are the anchors' bars, through which the gradient goes as well. What cannot have changed is not computed
 (models/neighbourhood.py). The interface is that of Targets (attacks/base.py), with gradients in the projected rows.
-Several ranks share the targets out; each of them has the whole model, and every sum over them is collective.
 
-    T  targets    A  anchors    N  items    d  embedding_dim    k  length of the ranking
+Each rank has the anchors among its own users, and the scores of its own items. Of a target the moved items' rows
+travel to all ranks; so do, some at a time, the rows of anchors whose bars take all items, and lists of k scores back.
+Sums over anchors are added up in float64. All methods are collective.
+
+    T  targets    A  anchors    a  those of this rank    M  items that a target moves    n  items of this rank
+    d  embedding_dim    k  length of the ranking
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
 from uatmc_dist.adversary.budget import Budget, Deltas
 from uatmc_dist.attacks.base import Evaluation
 from uatmc_dist.attacks.losses import Loss
-from uatmc_dist.models.neighbourhood import CleanState, Neighbourhood
-from uatmc_dist.parallel.item_parallel import num_ranks, own_rank, sum_over_ranks
+from uatmc_dist.models.neighbourhood import CleanState, Moved, Neighbourhood
+from uatmc_dist.parallel.item_parallel import (
+    ItemBlock,
+    counts_of_ranks,
+    gather_rows,
+    merge_topk,
+    num_ranks,
+    own_rank,
+    rows_asked_for,
+    sum_from_owners,
+    sum_over_ranks,
+)
+from uatmc_dist.parallel.upload import upload
 
 _TARGETS_AT_ONCE = 8
+_USERS_AT_ONCE = 1024
 _SPARE = 64
 """How much longer than k the kept rankings are: where so many of a user's best items move, all are scored anew."""
 
 
 @dataclass(frozen=True)
 class KeptRanking:
-    """Each anchor's best items in the clean catalog, and their scores, [A, L]."""
+    """The best items of each anchor of this rank in the clean catalog, and their scores, [a, L]."""
 
-    scores_AL: torch.Tensor
-    items_AL: torch.Tensor
+    scores_aL: torch.Tensor
+    items_aL: torch.Tensor
 
     @classmethod
-    def of(cls, state: CleanState, anchors_A: torch.Tensor, k: int) -> "KeptRanking":
-        length = min(k + _SPARE, state.num_items)
-        parts = [(state.users_Ud[chunk] @ state.items_Nd.T).topk(length, dim=1) for chunk in anchors_A.split(1024)]
-        return cls(torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts]))
+    def of(cls, state: CleanState, users_a: torch.Tensor, k: int) -> "KeptRanking":
+        length = min(k + _SPARE, state.own.items.num_items)
+        return cls(*best_of_all(state.users_ud[users_a], state.items_nd, state.own.items, length))
+
+
+def best_of_all(
+    users_ad: torch.Tensor, items_nd: torch.Tensor, block: ItemBlock, k: int, left_out: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best scores of this rank's users [a, d] among the items of all ranks but one, best first, and whose they
+    are. Collective: every rank may give other users, or none; they travel some at a time."""
+    at_once, counts_R = -(-_USERS_AT_ONCE // num_ranks()), counts_of_ranks(len(users_ad))
+    here = None if left_out is None or not block.lo <= left_out < block.hi else left_out - block.lo
+    length, scores, ids = min(k, len(items_nd)), [users_ad.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int64)]
+    for start in range(0, max(counts_R), at_once):
+        counts = [min(max(count - start, 0), at_once) for count in counts_R]
+        scores_Bn = gather_rows(users_ad[start : start + at_once], counts) @ items_nd.T
+        if here is not None:
+            scores_Bn[:, here] = -torch.inf
+        best = scores_Bn.topk(length, dim=1)
+        # A block may have fewer items than are asked for.
+        scores_Bk = torch.nn.functional.pad(best.values, (0, k - length), value=-torch.inf)
+        ids_Bk = torch.nn.functional.pad(best.indices + block.lo, (0, k - length))
+        mine = slice(sum(counts[: own_rank()]), sum(counts[: own_rank() + 1]))
+        for kept, of_all in zip((scores, ids), merge_topk(scores_Bk, ids_Bk), strict=True):
+            kept.append(of_all[mine].to(kept[0].device))
+    return torch.cat(scores), torch.cat(ids).to(users_ad.device)
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Scores of one target for all anchors, the k-th best scores among the other items, and whose they are."""
+    """Scores of one target for this rank's anchors, the k-th best scores among the other items, and whose they are."""
 
-    score_A: torch.Tensor
-    bar_A: torch.Tensor
-    at_bar_A: torch.Tensor
-    best_Ak: torch.Tensor
+    score_a: torch.Tensor
+    best_ak: torch.Tensor
     """The k best scores among the other items, best first; the last is the bar."""
-    users_Ad: torch.Tensor
-    items_Nd: torch.Tensor
+    at_bar_a: torch.Tensor
+    moved_a: torch.Tensor
+    """Whether the anchor has moved."""
+    users_ad: torch.Tensor
+    target_d: torch.Tensor
+    items_nd: torch.Tensor
+    moved_items_Md: torch.Tensor
+    """Of all ranks."""
+
+    @property
+    def bar_a(self) -> torch.Tensor:
+        return self.best_ak[:, -1]
 
 
 class MeanMargin:
@@ -63,6 +110,8 @@ class GraphTargets:
     state: CleanState
     anchors_A: torch.Tensor
     items_T: torch.Tensor
+    clean_Td: Deltas
+    """v and t of each of them."""
     k: int
     others_held: bool
     """Nobody but the target moves: neither users nor bars."""
@@ -75,18 +124,39 @@ class GraphTargets:
     def of(
         cls, state: CleanState, anchors_A: torch.Tensor, items_T: torch.Tensor, k: int, others_held: bool
     ) -> "GraphTargets":
-        return cls(state, anchors_A, items_T, k, others_held, KeptRanking.of(state, anchors_A, k))
+        items, users = state.own.items, state.own.users
+        both_n2d = torch.cat([state.z["visual"], state.z["text"]], dim=1)
+        own_rows = lambda ids_m: both_n2d[upload(ids_m - items.lo, state.device)]  # noqa: E731
+        v_Td, t_Td = sum_from_owners(own_rows, items_T, items).chunk(2, dim=1)
+        own_a = anchors_A[users.positions_of_own(anchors_A)] - users.lo
+        kept = KeptRanking.of(state, upload(own_a, state.device), k)
+        return cls(state, anchors_A, items_T, (v_Td, t_Td), k, others_held, kept)
+
+    @cached_property
+    def positions_a(self) -> torch.Tensor:
+        """Of this rank's anchors among all."""
+        return self.state.own.users.positions_of_own(self.anchors_A)
+
+    @cached_property
+    def places_a(self) -> torch.Tensor:
+        """Where they are among this rank's users."""
+        return self.anchors_A[self.positions_a] - self.state.own.users.lo
+
+    @cached_property
+    def users_a(self) -> torch.Tensor:
+        """The same where the model is."""
+        return upload(self.places_a, self.state.device)
 
     def __len__(self) -> int:
         return self.rounds * len(self.items_T)
 
     @property
     def v_Td(self) -> torch.Tensor:
-        return self.state.z["visual"][self.items_T].repeat(self.rounds, 1)
+        return self.clean_Td[0].repeat(self.rounds, 1)
 
     @property
     def t_Td(self) -> torch.Tensor:
-        return self.state.z["text"][self.items_T].repeat(self.rounds, 1)
+        return self.clean_Td[1].repeat(self.rounds, 1)
 
     def zeros(self) -> Deltas:
         return torch.zeros_like(self.v_Td), torch.zeros_like(self.t_Td)
@@ -99,7 +169,8 @@ class GraphTargets:
         return replace(self, others_held=True, neighbourhoods={})
 
     def chosen(self, index: torch.Tensor) -> "GraphTargets":
-        return replace(self, items_T=self.items_T[index], rounds=1, neighbourhoods={})
+        v_Td, t_Td = (rows_Td[index.to(rows_Td.device)] for rows_Td in self.clean_Td)
+        return replace(self, items_T=self.items_T[index], clean_Td=(v_Td, t_Td), rounds=1, neighbourhoods={})
 
     def in_rows(self, pull_T2d: torch.Tensor) -> Deltas:
         visual, text = pull_T2d.chunk(2, dim=1)
@@ -131,55 +202,52 @@ class GraphTargets:
         return max(float((after_TA - before_TA).abs().median()), torch.finfo(torch.float32).tiny)
 
     def _scores(self, deltas: Deltas) -> torch.Tensor:
-        scores_TA = self.state.nodes_Vd.new_zeros(len(self), len(self.anchors_A))
-        for index, margins in self.margins(deltas):
-            scores_TA[index] = margins.score_A
-        return sum_over_ranks(scores_TA)
+        """Of all anchors, in whatever order."""
+        scores_Ta = torch.stack([margins.score_a for _, margins in self.margins(deltas)])
+        return gather_rows(scores_Ta.T, counts_of_ranks(scores_Ta.shape[1]))
 
     def evaluate(self, deltas: Deltas, loss: Loss) -> Evaluation:
         """As Targets.evaluate; `pull_Td` is the gradient in v and t, [T, 2d]."""
-        value_T, hits_T = deltas[0].new_zeros(2, len(self)).unbind(0)
-        pull_T2d = deltas[0].new_zeros(len(self), 2 * deltas[0].shape[1])
+        found_TX = deltas[0].new_zeros(len(self), 2 + 2 * deltas[0].shape[1], dtype=torch.float64)
         for part, moved in self._parts():
             leaves = [delta[part].detach().requires_grad_() for delta in deltas]
             rows_nd = moved.rows(self._z(part, leaves))
             cotangent_nd = torch.zeros_like(rows_nd)
-            for offset, mine in enumerate(_of_each(moved, len(leaves[0]))):
-                index = part.start + offset
-                nodes_m, rows_md = moved.nodes_n[mine], rows_nd[mine].detach()
-                margins = self._margins(index, nodes_m, rows_md)
-                excess_A = margins.score_A - margins.bar_A
-                value_A, slope_A = loss.value_and_slope(excess_A)
-                value_T[index] = value_A.mean()
-                hits_T[index] = 0.5 * (1 + excess_A.sign()).mean()
-                cotangent_nd[mine] = self._cotangent(index, nodes_m, margins, slope_A / len(slope_A))
+            for one in moved.targets:
+                leaf_md = rows_nd[one.rows].detach().requires_grad_()
+                margins = self._margins(one, leaf_md)
+                excess_a = (margins.score_a - margins.bar_a).detach()
+                value_a, slope_a = loss.value_and_slope(excess_a)
+                found_TX[part.start + one.target, 0] = value_a.double().sum()
+                found_TX[part.start + one.target, 1] = 0.5 * (1 + excess_a.sign()).double().sum()
+                pulled = self._pulled(one, margins, slope_a / len(self.anchors_A))
+                (cotangent_nd[one.rows],) = torch.autograd.grad(pulled, leaf_md)
             # Zeros for a modality that the catalog lacks.
             pulls = torch.autograd.grad(rows_nd, leaves, cotangent_nd, allow_unused=True, materialize_grads=True)
-            pull_T2d[part] = torch.cat(pulls, dim=1)
-        found_TX = sum_over_ranks(torch.cat([value_T[:, None], hits_T[:, None], pull_T2d], dim=1).detach())
+            found_TX[part, 2:] = torch.cat(pulls, dim=1).double()
+        found_TX = sum_over_ranks(found_TX)
+        found_TX[:, :2] /= len(self.anchors_A)
+        found_TX = found_TX.to(deltas[0].dtype)
         return Evaluation(found_TX[:, 0], found_TX[:, 1], found_TX[:, 2:])
 
     @torch.no_grad()
     def hits(self, deltas: Deltas) -> torch.Tensor:
         """Share of anchors that have the target among their k best items, [T]."""
-        counts_T = deltas[0].new_zeros(len(self))
-        for index, margins in self.margins(deltas):
-            counts_T[index] = (margins.score_A > margins.bar_A).sum()
-        return sum_over_ranks(counts_T) / len(self.anchors_A)
+        counts_T = torch.stack([(margins.score_a > margins.bar_a).sum() for _, margins in self.margins(deltas)])
+        return (sum_over_ranks(counts_T.double()) / len(self.anchors_A)).to(deltas[0].dtype)
 
     @torch.no_grad()
     def margins(self, deltas: Deltas) -> Iterator[tuple[int, Margins]]:
-        """(index of the target, its margins) of this rank's targets, one after the other."""
+        """(index of the target, its margins), one after the other."""
         for part, moved in self._parts():
             rows_nd = moved.rows(self._z(part, [delta[part] for delta in deltas]))
-            for offset, mine in enumerate(_of_each(moved, part.stop - part.start)):
-                yield part.start + offset, self._margins(part.start + offset, moved.nodes_n[mine], rows_nd[mine])
+            for one in moved.targets:
+                yield part.start + one.target, self._margins(one, rows_nd[one.rows])
 
     def _parts(self) -> Iterator[tuple[slice, Neighbourhood]]:
-        """Some of this rank's targets at a time, and what they move."""
-        first_one, step = own_rank() * _TARGETS_AT_ONCE, num_ranks() * _TARGETS_AT_ONCE
+        """Some targets at a time, and what they move."""
         for number in range(self.rounds):
-            for start in range(first_one, len(self.items_T), step):
+            for start in range(0, len(self.items_T), _TARGETS_AT_ONCE):
                 items = self.items_T[start : start + _TARGETS_AT_ONCE]
                 if start not in self.neighbourhoods:
                     self.neighbourhoods[start] = Neighbourhood(self.state, items, self.others_held)
@@ -189,74 +257,67 @@ class GraphTargets:
     def _z(self, part: slice, deltas: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"visual": self.v_Td[part] + deltas[0], "text": self.t_Td[part] + deltas[1]}
 
-    def _margins(self, index: int, nodes_m: torch.Tensor, rows_md: torch.Tensor) -> Margins:
-        state = self.state
-        target = int(self.items_T[index % len(self.items_T)])
-        is_user = nodes_m < state.num_users
-        items_m, users_Ad, items_Nd = nodes_m[~is_user] - state.num_users, self._clean_users, state.items_Nd
-        items_Nd = items_Nd.index_copy(0, items_m, rows_md[~is_user])
-        moved_A = torch.zeros(len(self.anchors_A), dtype=torch.bool)
-        if is_user.any():
-            position_U = torch.full((state.num_users,), -1)
-            position_U[nodes_m[is_user]] = torch.arange(int(is_user.sum()))
-            position_A = position_U[self.anchors_A]
-            moved_A = position_A >= 0
-            users_Ad = users_Ad.index_copy(0, moved_A.nonzero().squeeze(1), rows_md[is_user][position_A[moved_A]])
-        best_Ak, at_bar_A = self._bars(target, items_m, moved_A, users_Ad, items_Nd)
-        return Margins(users_Ad @ items_Nd[target], best_Ak[:, -1], at_bar_A, best_Ak, users_Ad, items_Nd)
-
-    @property
-    def _clean_users(self) -> torch.Tensor:
-        return self.state.users_Ud[self.anchors_A]
+    def _margins(self, one: Moved, rows_md: torch.Tensor) -> Margins:
+        """`rows_md`: of this rank's moved nodes; scores, users and the moved items' rows are differentiable in them."""
+        state, device = self.state, self.state.device
+        user_rows, item_rows = rows_md.split([len(one.users_m), len(one.items_m)])
+        moved_items_Md = gather_rows(item_rows, one.counts_R)
+        place_u = torch.full((len(state.users_ud),), -1)
+        place_u[one.users_m] = torch.arange(len(one.users_m))
+        place_a = place_u[self.places_a]
+        moved_a = place_a >= 0
+        moved_s, place_s = (upload(index, device) for index in (moved_a.nonzero().squeeze(1), place_a[moved_a]))
+        users_ad = state.users_ud[self.users_a].index_copy(0, moved_s, user_rows[place_s])
+        moved_a = upload(moved_a, device)
+        items_nd = state.items_nd.index_copy(0, one.items_m, item_rows.detach())
+        target_d = moved_items_Md[one.place_of_target]
+        with torch.no_grad():
+            best_ak, at_bar_a = self._bars(one, users_ad, moved_a, moved_items_Md, items_nd)
+        return Margins(users_ad @ target_d, best_ak, at_bar_a, moved_a, users_ad, target_d, items_nd, moved_items_Md)
 
     def _bars(
         self,
-        target: int,
-        items_m: torch.Tensor,
-        moved_A: torch.Tensor,
-        users_Ad: torch.Tensor,
-        items_Nd: torch.Tensor,
+        one: Moved,
+        users_ad: torch.Tensor,
+        moved_a: torch.Tensor,
+        moved_items_Md: torch.Tensor,
+        items_nd: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best scores among the other items [A, k], and the item that has the k-th [A].
+        """The k best scores among the other items [a, k], and the item that has the k-th [a].
 
         Of the anchors that have not moved it is among the best of their kept ranking that have not moved either and
         the items that have; unless too few of the ranking are left, which, as for those who moved, takes all items.
         """
-        is_moved_N = torch.zeros(len(items_Nd), dtype=torch.bool)
-        is_moved_N[items_m] = True
-        stale_AL = is_moved_N[self.kept.items_AL]
-        whole_A = moved_A | ((~stale_AL).sum(1) < self.k)
-        best_Ak, at_bar_A = users_Ad.new_empty(len(users_Ad), self.k), torch.empty(len(users_Ad), dtype=torch.int64)
-        others_m = items_m[items_m != target]
-        some, whole = (~whole_A).nonzero().squeeze(1), whole_A.nonzero().squeeze(1)
-        if len(some):
-            kept = self.kept.scores_AL[some].masked_fill(stale_AL[some], -torch.inf)
-            scores = torch.cat([kept, users_Ad[some] @ items_Nd[others_m].T], dim=1)
+        block = self.state.own.items
+        is_moved_N = torch.zeros(block.num_items, dtype=torch.bool, device=self.state.device)
+        is_moved_N[one.all_items_M] = True
+        stale_aL = is_moved_N[self.kept.items_aL]
+        whole_a = moved_a | ((~stale_aL).sum(1) < self.k)
+        best_ak, at_bar_a = users_ad.new_empty(len(users_ad), self.k), torch.empty_like(self.users_a)
+        some_s, whole_w = (~whole_a).nonzero().squeeze(1), whole_a.nonzero().squeeze(1)
+        if len(some_s):
+            others_M = (one.all_items_M != one.item).nonzero().squeeze(1)
+            kept = self.kept.scores_aL[some_s].masked_fill(stale_aL[some_s], -torch.inf)
+            scores = torch.cat([kept, users_ad[some_s] @ moved_items_Md[others_M].T], dim=1)
             best = scores.topk(self.k, dim=1)
-            best_Ak[some], place = best.values, best.indices[:, -1:]
-            ids = torch.cat([self.kept.items_AL[some], others_m.expand(len(some), -1)], dim=1)
-            at_bar_A[some] = ids.gather(1, place).squeeze(1)
-        for chunk in whole.split(1024):
-            scores = users_Ad[chunk] @ items_Nd.T
-            scores[:, target] = -torch.inf
-            best = scores.topk(self.k, dim=1)
-            best_Ak[chunk], at_bar_A[chunk] = best.values, best.indices[:, -1]
-        return best_Ak, at_bar_A
+            ids = torch.cat([self.kept.items_aL[some_s], one.all_items_M[others_M].expand(len(some_s), -1)], dim=1)
+            best_ak[some_s], at_bar_a[some_s] = best.values, ids.gather(1, best.indices[:, -1:]).squeeze(1)
+        scores_wk, ids_wk = best_of_all(users_ad[whole_w], items_nd, block, self.k, one.item)
+        best_ak[whole_w], at_bar_a[whole_w] = scores_wk, ids_wk[:, -1]
+        return best_ak, at_bar_a
 
-    def _cotangent(self, index: int, nodes_m: torch.Tensor, margins: Margins, slope_A: torch.Tensor) -> torch.Tensor:
-        """Derivative of sum_a slope_a (score_a - bar_a) in the moved rows, [m, d]."""
-        state, target = self.state, int(self.items_T[index % len(self.items_T)])
-        users_Ad, items_Nd, at_bar_A = margins.users_Ad, margins.items_Nd, margins.at_bar_A
-        of_nodes_Vd = users_Ad.new_zeros(len(state.identity_Vd), users_Ad.shape[1])
-        weighted_Ad = slope_A[:, None] * users_Ad
-        of_nodes_Vd[state.num_users + target] = weighted_Ad.sum(0)
-        of_nodes_Vd.index_add_(0, state.num_users + at_bar_A, weighted_Ad, alpha=-1)
-        between_Ad = slope_A[:, None] * (items_Nd[target] - items_Nd[at_bar_A])
-        of_nodes_Vd.index_add_(0, self.anchors_A, between_Ad)
-        return of_nodes_Vd[nodes_m]
-
-
-def _of_each(moved: Neighbourhood, num_targets: int) -> list[slice]:
-    """The rows of each target."""
-    ends = torch.bincount(moved.target_n, minlength=num_targets).cumsum(0).tolist()
-    return [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    def _pulled(self, one: Moved, margins: Margins, slope_a: torch.Tensor) -> torch.Tensor:
+        """sum_a slope_a (score_a - bar_a), but for what does not depend on moved rows; differentiable in them."""
+        state, users_ad = self.state, margins.users_ad
+        place_a = torch.searchsorted(one.all_items_M, margins.at_bar_a).clamp(max=len(one.all_items_M) - 1)
+        below_moved_a = one.all_items_M[place_a] == margins.at_bar_a
+        below_s = below_moved_a.nonzero().squeeze(1)
+        rest_s = (margins.moved_a & ~below_moved_a).nonzero().squeeze(1)
+        block = state.own.items
+        rest_sd = rows_asked_for(
+            lambda ids_m: state.items_nd[ids_m - block.lo], margins.at_bar_a[rest_s], block, _USERS_AT_ONCE
+        )
+        pulled = (slope_a * margins.score_a).sum()
+        for bar_s, rows_sd in ((below_s, margins.moved_items_Md[place_a[below_s]]), (rest_s, rest_sd)):
+            pulled = pulled - (slope_a[bar_s] * (users_ad[bar_s] * rows_sd).sum(1)).sum()
+        return pulled

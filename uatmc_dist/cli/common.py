@@ -1,6 +1,5 @@
 """What the verbs share: the console, the arguments of a run, and how it is opened."""
 
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,20 +57,15 @@ def opened(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any]:
     return folder, config, catalog, model
 
 
-def opened_in_blocks(
-    run: Path, overrides: list[str] | None, load: Callable[..., Any] | None = None
-) -> tuple[Any, Any, Any, Any, Any]:
-    """(world, folder, configuration, catalog, this rank's blocks of the model, or what `load` gives in
-    their place). Collective."""
+def opened_in_blocks(run: Path, overrides: list[str] | None) -> tuple[Any, Any, Any, Any, Any]:
+    """(world, folder, configuration, catalog, this rank's blocks of the model). Collective."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.parallel import process_group
-
-    load = load or on_ranks.load_blocks
 
     world = process_group.join()
     folder, config, catalog = _opened_run(run, overrides)
     with shown("projected items", world.is_first) as progress:
-        return world, folder, config, catalog, load(run, config, catalog, world, progress)
+        return world, folder, config, catalog, on_ranks.load_blocks(run, config, catalog, world, progress)
 
 
 def tell_catalog(path: Path) -> None:

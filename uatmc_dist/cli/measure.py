@@ -88,7 +88,7 @@ def attack(
     """Promotion attacks on a trained model, and checks of the attacks themselves; writes attack.json, and can be
     resumed.
 
-    Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model, MMGCN's apart."""
+    Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
     from uatmc_dist.evaluation.kept import KeptParts, digest_of
     from uatmc_dist.evaluation.promotion import attack_model
@@ -97,9 +97,9 @@ def attack(
 
     world, is_first = None, True
     if on_ranks.in_blocks():
-        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides, on_ranks.load_to_attack)
+        world, folder, config, catalog, blocks = opened_in_blocks(run, overrides)
         is_first, dense = world.is_first, blocks.dense if config.model.content else None
-        load = lambda path: on_ranks.load_to_attack(path, ModelFile(path).config, catalog, world)  # noqa: E731
+        load = lambda path: on_ranks.load_blocks(path, ModelFile(path).config, catalog, world)  # noqa: E731
         surrogate = _surrogate(config, load, is_first)
         measured = partial(on_ranks.attack_on_ranks, blocks, config, catalog, world, surrogate)
     else:

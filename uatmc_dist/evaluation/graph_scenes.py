@@ -14,6 +14,7 @@ from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.evaluation.scenes import RANKED_ANCHORS
 from uatmc_dist.models.neighbourhood import CleanState
 from uatmc_dist.parallel.item_parallel import sum_over_ranks
+from uatmc_dist.parallel.upload import upload
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class GraphScene:
 
     def _hits_by_length(self, moved: Deltas) -> torch.Tensor:
         judged = self.judged
-        counts_JT = torch.zeros(len(self.ks), len(judged), dtype=torch.float64)
+        counts_JT = torch.zeros(len(self.ks), len(judged), dtype=torch.float64, device=judged.state.device)
         for index, margins in judged.margins(moved):
-            score_A, best_Ak = margins.score_A.float(), margins.best_Ak.float()
+            score_a, best_ak = margins.score_a.float(), margins.best_ak.float()
             for row, k in enumerate(self.ks):
-                counts_JT[row, index] = (score_A > best_Ak[:, k - 1]).sum()
+                counts_JT[row, index] = (score_a > best_ak[:, k - 1]).sum()
         return sum_over_ranks(counts_JT) / len(judged.anchors_A)
 
     def mean_ranks(self, moved: list[Deltas]) -> torch.Tensor:
@@ -87,16 +88,23 @@ class GraphScene:
 
     def ranks(self, moved: list[Deltas]) -> torch.Tensor:
         """Rank of each target among all items, from 1, for 256 of the anchors, [R, len(moved), T] float64."""
-        judged = self.judged
-        ranks = torch.zeros(len(judged.anchors_A[:RANKED_ANCHORS]), len(moved), len(judged), dtype=torch.float64)
+        judged, block = self.judged, self.judged.state.own.items
+        ranked = min(RANKED_ANCHORS, len(judged.anchors_A))
+        mine_r = (judged.positions_a < ranked).nonzero().squeeze(1)
+        ranked_r, mine_r = (upload(index, judged.state.device) for index in (judged.positions_a[mine_r], mine_r))
+        above = judged.v_Td.new_zeros(ranked, len(moved), len(judged))
         for column, one in enumerate(moved):
             for index, margins in judged.margins(one):
-                scores_RN = (margins.users_Ad[:RANKED_ANCHORS] @ margins.items_Nd.T).float()
-                own_R = margins.score_A[:RANKED_ANCHORS, None].float()
-                above_RN = scores_RN > own_R
-                above_RN[:, judged.items_T[index]] = False
-                ranks[:, column, index] = 1 + above_RN.sum(1)
-        return sum_over_ranks(ranks)
+                users_Rd = above.new_zeros(ranked, margins.users_ad.shape[1])
+                users_Rd[ranked_r] = margins.users_ad[mine_r]
+                users_Rd = sum_over_ranks(users_Rd)
+                own_R = (users_Rd @ margins.target_d).float()
+                above_Rn = (users_Rd @ margins.items_nd.T).float() > own_R[:, None]
+                item = int(judged.items_T[index])
+                if block.lo <= item < block.hi:
+                    above_Rn[:, item - block.lo] = False
+                above[:, column, index] = above_Rn.sum(1)
+        return 1 + sum_over_ranks(above)
 
     def certified_hits(self, budget: Budget, modalities: Sequence[str] = MODALITIES) -> None:
         """There is no exact certificate: scores are not linear in the features."""

@@ -21,7 +21,6 @@ from uatmc_dist.evaluation.certificate import check_certifiable
 from uatmc_dist.evaluation.kept import KeptParts
 from uatmc_dist.evaluation.mismatch import Measured
 from uatmc_dist.evaluation.promotion import (
-    attack_model,
     attack_on,
     check_surrogate,
     possible_attacks,
@@ -29,15 +28,16 @@ from uatmc_dist.evaluation.promotion import (
 )
 from uatmc_dist.evaluation.ranking import Progress
 from uatmc_dist.evaluation.scenes import Bars, Cast
-from uatmc_dist.evaluation.stage import LinearStage, lengths
+from uatmc_dist.evaluation.stage import GraphStage, LinearStage, Stage, lengths
 from uatmc_dist.evaluation.sweep import Swept
 from uatmc_dist.json_lines import add_line
 from uatmc_dist.logs import peak_memory_bytes
 from uatmc_dist.models.backbone import TrainingModel, backbone
 from uatmc_dist.models.export import Vectors
 from uatmc_dist.models.files import AT_ONCE, Pieces
+from uatmc_dist.models.neighbourhood import OwnMMGCN
 from uatmc_dist.models.on_first import pieces_on_first
-from uatmc_dist.models.trained import ModelFile, TrainedModel
+from uatmc_dist.models.trained import ModelFile
 from uatmc_dist.parallel.item_parallel import ItemBlock
 from uatmc_dist.parallel.process_group import World, any_rank
 from uatmc_dist.parallel.traffic import TRAFFIC
@@ -91,16 +91,6 @@ def load_blocks(
     for table in model.tables:
         table.local_weight.copy_(file.rows(table.name, table.block.lo, table.block.hi))
     return model
-
-
-def load_to_attack(
-    run: Path, config: Config, catalog: Catalog, world: World, progress: Progress = _unseen
-) -> TrainingModel | TrainedModel:
-    """`load_blocks`; of a model whose whole graph moves along with a target all of it, on every rank."""
-    if _is_linear(config):
-        return load_blocks(run, config, catalog, world, progress)
-    whole: TrainedModel = TrainedModel.load(run, catalog, progress)
-    return whole
 
 
 def initial_blocks(config: Config, catalog: Catalog, world: World) -> TrainingModel:
@@ -176,23 +166,31 @@ def attack_on_ranks(
     progress: Progress,
     kept: KeptParts,
 ) -> dict[str, Any]:
-    """What attack.json holds (evaluation/promotion.py) of what `load_to_attack` gave: under linear fusion anchors are
-    shared out over the ranks, on MMGCN targets. Collective."""
+    """What attack.json holds (evaluation/promotion.py) of `load_blocks`; anchors are shared out over the ranks.
+    Collective."""
     is_linear, attack = _is_linear(config), config.attack
-    if not is_linear:
-        return attack_model(model, catalog, attack, None, progress, kept)
-    attacks = possible_attacks(attack, model.dense if config.model.content else None, is_linear, surrogate is not None)
-    ks = lengths(attack.k, catalog.num_items)
+    dense = model.dense if config.model.content else None
+    attacks = possible_attacks(attack, dense, is_linear, surrogate is not None)
+    stage: Stage
+    if is_linear:
+        stage = _linear_stage(model, None if surrogate is None else surrogate[1], attack.k, catalog, world)
+    else:
+        stage = GraphStage(OwnMMGCN.block(model), attack.k)
+    made_on = None if surrogate is None else surrogate[0]
+    threat_model = threat_model_of(attack, model.dense.modalities, model.dense.dim, is_linear, made_on)
+    return attack_on(stage, catalog, attack, attacks, threat_model, progress, kept)
+
+
+def _linear_stage(
+    model: TrainingModel, surrogate: TrainingModel | None, k: int, catalog: Catalog, world: World
+) -> LinearStage:
+    ks, twin = lengths(k, catalog.num_items), None
     attacked = _cast(model, catalog, world, ks)
-    twin = None
     if surrogate is not None:
-        twin = _cast(surrogate[1], catalog, world, ks)
+        twin = _cast(surrogate, catalog, world, ks)
         everything = torch.arange(attacked.block.lo, attacked.block.hi)
         check_surrogate(attacked.content_rows(everything)[1:], twin.content_rows(everything)[1:])
-    made_on = None if surrogate is None else surrogate[0]
-    dense = attacked.dense
-    threat_model = threat_model_of(attack, dense.modalities, dense.dim, is_linear, made_on)
-    return attack_on(LinearStage(attacked, twin, attack.k), catalog, attack, attacks, threat_model, progress, kept)
+    return LinearStage(attacked, twin, k)
 
 
 def _cast(model: TrainingModel, catalog: Catalog, world: World, ks: tuple[int, ...]) -> Cast:

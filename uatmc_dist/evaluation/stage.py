@@ -11,7 +11,7 @@ from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.errors import UserError
 from uatmc_dist.evaluation.graph_scenes import GraphScene, GraphStates
 from uatmc_dist.evaluation.scenes import Cast
-from uatmc_dist.models.neighbourhood import CleanState
+from uatmc_dist.models.neighbourhood import CleanState, OwnMMGCN
 
 HIT_KS = (10, 20, 50, 100)
 
@@ -90,8 +90,9 @@ class GraphStage:
     """Of MMGCN, whose targets are attacked twice: with everybody in reach moving along, and with everybody else held
     fixed."""
 
-    def __init__(self, model: Any, k: int) -> None:
-        self._k, self.ks = k, lengths(k, len(model.v_Nd))
+    def __init__(self, model: OwnMMGCN, k: int) -> None:
+        """Collective, as are its scenes."""
+        self._k, self.ks = k, lengths(k, model.nodes.items.num_items)
         self._states = GraphStates(CleanState(model), CleanState(model, torch.float64))
 
     def scenes(self, items_T: torch.Tensor, anchors_A: torch.Tensor) -> Sequence[AnyScene]:
@@ -102,6 +103,6 @@ class GraphStage:
 def stage_of(model: Any, k: int, surrogate: Any = None) -> Stage:
     """Of a whole model in this process. UserError where k is not below the number of items."""
     if not model.is_linear:
-        return GraphStage(model, k)
+        return GraphStage(OwnMMGCN.whole(model), k)
     ks = lengths(k, len(model.v_Nd))
     return LinearStage(Cast.whole(model, ks), None if surrogate is None else Cast.whole(surrogate, ks), k)

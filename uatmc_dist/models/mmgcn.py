@@ -143,7 +143,7 @@ class TrainingMMGCN:
         from uatmc_dist.models.tables import ShardedTable  # TorchRec takes seconds to import
         from uatmc_dist.parallel.engine import DenseEngine
 
-        self._config = config
+        self._config, self.known = config, known
         self._tables = {}
         for name, shape in tables(config, catalog.num_users, catalog.num_items).items():
             table = self._tables[name] = ShardedTable(name, shape.rows, shape.width, config.tables, world.device)

@@ -72,8 +72,8 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: torch.Tensor, matrix: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         ctx.matrices = transposed, matrix
-        if not matrix.shape[0]:
-            return dense.new_zeros(0, dense.shape[1])
+        if not matrix.numel():
+            return dense.new_zeros(matrix.shape[0], dense.shape[1])
         return matrix.to(dense.dtype) @ dense
 
     @staticmethod

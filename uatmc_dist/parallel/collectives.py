@@ -36,7 +36,7 @@ def gathered(rows_n: torch.Tensor, on_the_way: list[dist.Work] | None = None) ->
     all_rows = rows_n.new_empty((ranks * rows_n.shape[0], *rows_n.shape[1:]))
     TRAFFIC.gathered(all_rows.nbytes)
     if rows_n.device.type == "cpu":
-        copies = rows_n.expand(ranks, *rows_n.shape).reshape(all_rows.shape)
+        copies = rows_n.expand(ranks, *rows_n.shape).reshape(all_rows.shape).contiguous()  # one row stays a view
         work = dist.all_to_all_single(all_rows, copies, async_op=is_async)
     else:
         work = dist.all_gather_into_tensor(all_rows, rows_n.contiguous(), async_op=is_async)

@@ -187,6 +187,29 @@ def sum_from_owners(
     return sum_over_ranks(share_BK.index_add(0, upload(mine_m, rows_mK.device), rows_mK))
 
 
+def rows_asked_for(
+    own_rows: Callable[[torch.Tensor], torch.Tensor], ids_m: torch.Tensor, block: ItemBlock, at_once: int
+) -> torch.Tensor:
+    """The rows of these ids, of which every rank asks for others; `at_once` travel to all ranks together. No graph.
+    Collective."""
+    if num_ranks() == 1:
+        return own_rows(ids_m)
+    share, kept = -(-at_once // num_ranks()), [own_rows(ids_m[:0])]
+    for start in range(0, int(max_over_ranks(torch.tensor([len(ids_m)]))), share):
+        asked_s = ids_m[start : start + share]
+        all_ids = collectives.gathered(F.pad(asked_s, (0, share - len(asked_s)), value=-1))
+        mine_p = block.positions_of_own(all_ids)
+        rows = kept[0].new_zeros(len(all_ids), kept[0].shape[1])
+        rows[mine_p] = own_rows(all_ids[mine_p])
+        kept.append(collectives.scattered_sum(rows)[: len(asked_s)])
+    return torch.cat(kept)
+
+
+def counts_of_ranks(number: int) -> list[int]:
+    """What each rank has of something. Collective."""
+    return [number] if num_ranks() == 1 else collectives.gathered(torch.tensor([number])).tolist()
+
+
 def gather_rows(rows_n: torch.Tensor, counts_R: list[int]) -> torch.Tensor:
     """Rows of all ranks, in rank order; rank r gives counts_R[r] of them. Differentiable."""
     if len(counts_R) == 1:
