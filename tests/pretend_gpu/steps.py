@@ -90,7 +90,7 @@ def after_training() -> Iterator[tuple[str, dict[str, Any], str]]:
         if backbone not in ("vbpr", "mmgcn") and "attack" in verb:
             continue  # others differ in their users
         if backbone == "mmgcn":  # each of its evaluations is many operations
-            attack = {**few, "attacks": ["pgd"], "num_targets": 1, "any_content": False}
+            attack = {**few, "attacks": ["apgd"], "num_targets": 1, "any_content": False}
         evaluation = {"attack_epsilon": 0.1} if verb == "attack while training" else {}
         sections = {"model": model, "adversarial": {"epochs": 1}, "attack": attack, "evaluation": evaluation}
         yield f"{backbone}, {verb}", sections, verb

@@ -185,7 +185,7 @@ class GraphTargets:
 
     def random_deltas(self, budget: Budget, generator: torch.Generator) -> Deltas:
         drawn = torch.randn(len(self), 2 * self.v_Td.shape[1], generator=generator)
-        return self.ascend(self.zeros(), drawn, budget, 1.0)
+        return self.ascend(self.zeros(), drawn.to(self.v_Td.device), budget, 1.0)
 
     def project(self, deltas: Deltas, budget: Budget) -> Deltas:
         return budget.project(deltas[0], self.v_Td), budget.project(deltas[1], self.t_Td)
