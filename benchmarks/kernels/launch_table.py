@@ -66,9 +66,14 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
         shapes = [(128, 0, 8), (64, 0, 4), (64, 0, 8)]
         products = [size for size in (256, 128, 64, 32) if size <= width]
     elif variant.startswith(("second_order", "softmax_second")):
-        shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8)]
+        shapes = [(128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 8), (64, 64, 8), (64, 32, 4), (64, 32, 8)]
     else:
         shapes = [
+            (256, 64, 8),
+            (128, 128, 8),
+            (128, 64, 4),
+            (64, 128, 4),
+            (64, 128, 8),
             (128, 64, 8),
             (64, 64, 4),
             (128, 32, 8),

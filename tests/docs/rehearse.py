@@ -22,6 +22,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "benchmarks.content_lift": {"SEEDS": (0,)},
     "benchmarks.memory": {"PAIRS": 32, "DIM": 4},
     "benchmarks.million_items": {"CATALOG": TINY},
+    "benchmarks.published": {
+        "BACKBONES": {"vbpr": ["clean.epochs=1"], "mmgcn": ["clean.epochs=1", "clean.objective=sampled"]},
+        "DEFENCE": ["adversarial.epochs=1", "adversarial.objective=sampled"],
+        "TARGETS": {name: ["attack.num_targets=2", "attack.any_content=false"] for name in ("vbpr", "mmgcn")},
+    },
     "benchmarks.scale": {
         "CATALOG": {name: size for name, size in TINY.items() if name != "items"},
         "SIZES": (150, 200, 300),
