@@ -119,8 +119,8 @@ class Catalog:
     Raises UserError, naming the file and the mend, for a folder that is not a whole catalog.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         self.meta = _read_meta(path)
         self.name: str = self.meta["name"]
         self.num_users: int = self.meta["num_users"]
