@@ -52,3 +52,21 @@ def test_ranks_without_rows(write_config, tmp_path, few, user):
     for ours, truth in zip(seen[4], seen[1], strict=True):
         terms = {name: value for name, value in truth.items() if isinstance(value, float) and "valid" not in name}
         assert {name: ours[name] for name in terms} == pytest.approx(terms, rel=1e-4)
+
+
+def test_ranks_without_rows_attack_a_graph(write_config, tmp_path, few):
+    config = write_config(
+        catalog=str(few),
+        model={"backbone": "mmgcn", "visual_hidden": [], "text_hidden": []},
+        training={"batch_size": 7},
+        clean={"align_weight": 0},
+        adversarial={"epochs": 0},
+        attack={"k": 3, "attacks": ["pgd"], "num_targets": 2, "seeds": [1], "epsilons": [0.3], "any_content": False},
+    )
+    on_ranks(1, "train.py", config)
+    run, found = tmp_path / "runs/tiny", []
+    for ranks in (1, 4):
+        on_ranks(ranks, "tests/uatmc.py", "attack", run)
+        results = json.loads((run / "attack.json").read_text())["results"]
+        found.append([{name: one[name] for name in one if name != "seconds"} for one in results])
+    assert found[0] == found[1]
