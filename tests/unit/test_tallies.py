@@ -8,7 +8,7 @@ import pytest
 from tests.unit.random_model import RandomModel
 from uatmc_dist.config import AttackConfig
 from uatmc_dist.evaluation import promotion
-from uatmc_dist.evaluation.tallies import KeptScenes
+from uatmc_dist.evaluation.kept import KeptParts, digest_of
 
 CONFIG = AttackConfig(
     attacks=["pgd", "apgd"], num_targets=4, seeds=[1, 2], k=5, epsilons=[0.05, 0.3], apgd_steps=3, restarts=2
@@ -43,15 +43,15 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, cut):
 
     monkeypatch.setattr(promotion, "_attack_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attacked(KeptScenes(path))
+        attacked(KeptParts(path))
     if cut:
         path.write_text(path.read_text()[:-30])
     again = []
     monkeypatch.setattr(promotion, "_attack_scene", lambda *given: again.append(given[3]) or attack_scene(*given))
-    kept = KeptScenes(path)
+    kept = KeptParts(path)
     assert attacked(kept) == undisturbed
     assert len(again) == (3 if cut else 2)
-    assert len(KeptScenes(path).done) == 6
+    assert len(KeptParts(path)._done) == 6
     kept.drop()
     assert not list(tmp_path.iterdir())
 
@@ -62,7 +62,8 @@ def test_other_options_another_catalog_or_another_model_begin_anew(tmp_path):
     model.write_bytes(b"weights")
     one, other = SimpleNamespace(digest="one"), SimpleNamespace(digest="other")
     asked = [(one, CONFIG), (one, CONFIG), (one, AttackConfig(k=7)), (other, CONFIG)]
-    paths = [KeptScenes.of_run(tmp_path, catalog, config, None)._path for catalog, config in asked]
+    digest = lambda catalog, config: digest_of([tmp_path], catalog, config.model_dump(mode="json"))  # noqa: E731
+    digests = [digest(catalog, config) for catalog, config in asked]
     model.write_bytes(b"other weights")
-    paths.append(KeptScenes.of_run(tmp_path, one, CONFIG, None)._path)
-    assert paths[0] == paths[1] and len(set(paths)) == 4
+    digests.append(digest(one, CONFIG))
+    assert digests[0] == digests[1] and len(set(digests)) == 4
