@@ -172,7 +172,7 @@ def print_mismatch(console: Console, run: Path, report: dict[str, Any]) -> None:
     ):
         table.add_row(label, *(show(stage) for stage in stages))
     console.print(table)
-    rises = Table(title="rise of the loss, over that of a separate step (uat)")
+    rises = Table(title="rise of the loss, over that of a separate step (uat)", pad_edge=False)  # 80 columns
     rises.add_column("step", no_wrap=True)
     for stage in ("before", "after"):
         for entry in report[stage]["strength"]:
