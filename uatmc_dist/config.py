@@ -530,7 +530,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"{override}: not an override; write section.option=value")
-        _set_dotted(values, key, _yaml_value(override, text), override)
+        _set_dotted(values, key, _yaml_value(override, key, text), override)
     return _validated(values, str(path), overrides)
 
 
@@ -606,11 +606,18 @@ def _type_name(kind: Any) -> str:
     return text.replace("NoneType", "None")
 
 
-def _yaml_value(override: str, text: str) -> Any:
+def _yaml_value(override: str, key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"{override}: the value is not valid YAML; quote it") from None
+    # name=2024 and catalog=1e5 are words, as whoever types them means.
+    means_text = not isinstance(value, str | list | dict | None) and key in _text_options()
+    return text if means_text else value
+
+
+def _text_options() -> set[str]:
+    return {key for key, kind, *_ in iterate_options() if kind.removesuffix(" | None") in ("str", "Path")}
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any, override: str) -> None:

@@ -63,6 +63,13 @@ def test_a_wrong_override_is_refused_in_one_line_with_the_mend(minimal, override
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("word", ["627561857249", "12e45678", "2026-11-29", "yes", "0x1f"])
+def test_words_stay_words_where_yaml_sees_more_in_them(minimal, word):
+    config = load_config(minimal, [f"name={word}", f"output_dir={word}"])
+    assert config.name == word and str(config.output_dir) == word
+    assert load_config(minimal, ["start_from=null"]).start_from is None
+
+
 def test_what_is_wrong_is_said_of_who_set_it(minimal):
     of_override, of_both, of_file = ["training.lr=-1", "training.lr=1e-3"], ["attack.seeds=[]"], ["clean.epochs=0"]
     with pytest.raises(UserError, match=r"^training\.lr=-1: training\.lr: "):
