@@ -42,7 +42,7 @@ def test_ranks_tell_what_one_process_tells(model, write_config, tmp_path):
         assert sum(one == other for one, other in zip(*same, strict=True)) >= 0.98 * len(same[0])
 
 
-@pytest.mark.parametrize("verb, file", [("evaluate", "evaluation"), ("attack", "attack"), ("mismatch", "mismatch")])
+@pytest.mark.parametrize("verb, file", [("evaluate", "evaluation"), ("attack", "attack")])
 def test_a_gpu_is_used_without_torchrun(verb, file, write_config, tmp_path):
     few = {"seeds": [1], "attacks": ["fgsm"], "num_targets": 4, "k": 10, "epsilons": [0.1], "any_content": False}
     assert train(write_config(attack=few, adversarial={"epochs": 0})).returncode == 0
@@ -81,13 +81,13 @@ def test_ranks_certify_what_one_process_certifies(model, counts, write_config, t
     assert not list(run.glob("certificate-*"))
 
 
-@pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("own users", (1, 2)), ("mmgcn", (1, 2, 4))])
+@pytest.mark.parametrize("model, counts", [("history", (1, 2, 4)), ("own users", (1, 2)), ("mmgcn", (1, 2))])
 def test_ranks_attack_as_one_process_does(model, counts, write_config, tmp_path):
     few = {"seeds": [1], "apgd_steps": 6, "restarts": 2, "queries": 20, "num_targets": 9, "anchor_share": 1.0}
     is_linear, surrogate = model != "mmgcn", [f"attack.surrogate={tmp_path / 'runs/tiny'}"]
     sections = {} if is_linear else {"clean": {"align_weight": 0}, "adversarial": {"epochs": 0}}
     if not is_linear:
-        cheap = {"attacks": ["fgsm", "pgd", "apgd"], "num_targets": 5, "apgd_steps": 3, "restarts": 1}
+        cheap = {"attacks": ["fgsm", "pgd", "apgd"], "num_targets": 3, "apgd_steps": 3, "restarts": 1}
         few, surrogate = few | cheap, []
     config = write_config(model=MODELS[model], attack={"k": 10, "epsilons": [0.3], **few}, **sections)
     assert train(config).returncode == 0
