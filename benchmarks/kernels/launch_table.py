@@ -55,6 +55,14 @@ _MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
 def candidates(variant: str, width: int, dtype: str) -> Iterator[Launch]:
     """What may fit, from what reuses most of a loaded tile to what needs least of everything."""
     for launch in _shapes(variant, width):
+        # A row of more scores may overflow (softplus_sums in kernels/uatmc_kernels/triton/_math.py).
+        row = {
+            "atomic": launch.block_owner,
+            "loss": launch.block_stream,
+            "loss_and_user_gradients": launch.block_stream,
+        }
+        if row.get(variant, 0) > 64:
+            continue
         projections = 2 * launch.block_k if variant in _BY_ROWS else launch.block_stream
         slice_columns = 0 if variant in _WITHOUT_SLICES else launch.out_k
         accumulators = launch.block_owner * (projections + slice_columns) / (32 * launch.num_warps)

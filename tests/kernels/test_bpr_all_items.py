@@ -71,6 +71,17 @@ def test_kernels_with_their_own_launches(triton_device, sizes):
     assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
+@pytest.mark.real_tiles
+@pytest.mark.parametrize("implementation", ["triton", "triton_atomic"])
+def test_scores_that_are_all_equal_do_not_overflow(triton_device, implementation):
+    """As of users without a history: each factor of the product that a row's logarithm is taken of is 2."""
+    users, items, positive, skip = problem(130, 400, 32, torch.float32)
+    inputs = torch.zeros_like(users), items, torch.zeros_like(positive), skip
+    truths = derivatives(tuple(t.double() if t.is_floating_point() else t for t in inputs), "reference")
+    ours = derivatives(on(triton_device, *inputs), implementation)
+    assert max(worst_errors(ours, truths)) < 4 * SPLIT
+
+
 def test_long_streams_are_flushed_from_registers(triton_device, long_stream):
     inputs = problem(2, long_stream, 3, torch.float32)
     seen = known_positives(2, long_stream, share=0.03)

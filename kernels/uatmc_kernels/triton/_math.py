@@ -74,8 +74,10 @@ def _one_plus(a, b):
 def softplus_sums(x, z, axis: tl.constexpr):
     """Sums of softplus over an axis of at most 64, in base 2, from x and z = 2^-|x|: one logarithm a row.
 
-    q with 1 + q = product of (1 + z) is exact also where every z is tiny, as for most items of a catalog.
+    q with 1 + q = product of (1 + z) is exact also where every z is tiny, as for most items of a catalog. Where all
+    scores are equal each factor is 2, and of 128 of them the product is infinite.
     """
+    tl.static_assert(x.shape[axis] <= 64, "the product of a row may be infinite")
     return tl.sum(tl.maximum(x, 0.0), axis) + log2_1p(tl.reduce(z, axis, _one_plus))
 
 
