@@ -53,7 +53,7 @@ def run(
     """Of a script: the first exit status that is not 0, and what all ranks printed. As under torchrun, a rank that
     fails ends the others."""
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} for rank in range(ranks)]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "LOCAL_WORLD_SIZE": str(ranks)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": str(ranks)}
     with tempfile.TemporaryDirectory() as prints:
         outputs = [Path(prints) / str(rank) for rank in range(ranks)]
         processes = []
@@ -236,7 +236,7 @@ def script(arguments: list[str]) -> None:
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

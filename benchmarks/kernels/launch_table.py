@@ -55,14 +55,6 @@ _MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
 def candidates(variant: str, width: int, dtype: str) -> Iterator[Launch]:
     """What may fit, from what reuses most of a loaded tile to what needs least of everything."""
     for launch in _shapes(variant, width):
-        # A row of more scores may overflow (softplus_sums in kernels/uatmc_kernels/triton/_math.py).
-        row = {
-            "atomic": launch.block_owner,
-            "loss": launch.block_stream,
-            "loss_and_user_gradients": launch.block_stream,
-        }
-        if row.get(variant, 0) > 64:
-            continue
         projections = 2 * launch.block_k if variant in _BY_ROWS else launch.block_stream
         slice_columns = 0 if variant in _WITHOUT_SLICES else launch.out_k
         accumulators = launch.block_owner * (projections + slice_columns) / (32 * launch.num_warps)
@@ -137,17 +129,23 @@ def leanest(case: Case, anew: bool) -> tuple[Case, Launch | None]:
     of_present = None if present is None else cost(case, present)
     if of_present is not None and not anew:
         return case, present
-    best = next(iter(by_cost(case)[1]), None)
-    if best is None or (of_present is not None and (cost(case, best) or 0.0) >= _LEANER * of_present):
-        best = present if of_present is not None else None
+    costs = _costs(case)
+    best = min(costs, key=costs.__getitem__, default=None)
+    if of_present is not None and (best is None or costs[best] >= _LEANER * of_present):
+        best = present
     return case, best
 
 
 def by_cost(case: Case) -> tuple[Case, list[Launch]]:
     """All that fit, the leanest first, of equals the largest tiles."""
+    costs = _costs(case)
+    return case, sorted(costs, key=costs.__getitem__)
+
+
+def _costs(case: Case) -> dict[Launch, float]:
+    """Of all that fit, the largest tiles first."""
     costs = {launch: cost(case, launch) for launch in candidates(case.variant, case.width, case.dtype)}
-    fitting = {launch: each for launch, each in costs.items() if each is not None}
-    return case, sorted(fitting, key=fitting.__getitem__)
+    return {launch: each for launch, each in costs.items() if each is not None}
 
 
 def fastest(case: Case, fitting: list[Launch]) -> tuple[Case, Launch | None]:

@@ -4,13 +4,12 @@ does not depend on it. The other tests fork their ranks from one process."""
 import json
 import subprocess
 import sys
-from contextlib import closing
-from socket import socket
 
 import pytest
 from safetensors.torch import load_file
 
 from conftest import ROOT, environment, train
+from tests.nursery import free_port
 
 _SEEDS = "0", "4"
 """Sets of the modalities' names, and of their weights', have another order under each."""
@@ -20,9 +19,7 @@ def test_ranks_with_hash_seeds_of_their_own_train_as_one_does(write_config, tmp_
     changes = {"clean": {"epochs": 1}, "adversarial": {"epochs": 1, "whitening": 0.5}}
     ours, one = (write_config(name=name, **changes) for name in ("ours", "one"))
     assert train(one).returncode == 0
-    with closing(socket()) as door:
-        door.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(door.getsockname()[1]), "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = []
     for rank, seed in enumerate(_SEEDS):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "PYTHONHASHSEED": seed}

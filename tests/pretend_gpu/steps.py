@@ -103,13 +103,12 @@ def measure(verb: str, model: Any, config: Any, catalog: Any, world: Any) -> Non
     from uatmc_dist.parallel.item_parallel import ItemBlock
     from uatmc_dist.training.attacked import attacked_now
 
+    block = ItemBlock(catalog.num_items, world.rank, world.size)
     if verb == "evaluate":
-        block = ItemBlock(catalog.num_items, world.rank, world.size)
         ranking.rank_catalog(model.ranking(), block, catalog, "test", 64)
     elif verb == "certify":
         certificate.certify_swept(on_ranks.swept_on_ranks(model, config, catalog, world), catalog, config.attack)
     elif verb == "attack":
-        block = ItemBlock(catalog.num_items, world.rank, world.size)
         drawn, strata = promotion.draw_ids, promotion.strata
         promotion.strata = lambda catalog: dict([*strata(catalog).items()][:1])  # the others are the same operations
         # Targets of this rank: the others send nothing.

@@ -296,11 +296,11 @@ class GraphTargets:
         best_ak, at_bar_a = users_ad.new_empty(len(users_ad), self.k), torch.empty_like(self.users_a)
         some_s, whole_w = (~whole_a).nonzero().squeeze(1), whole_a.nonzero().squeeze(1)
         if len(some_s):
-            others_M = (one.all_items_M != one.item).nonzero().squeeze(1)
             kept = self.kept.scores_aL[some_s].masked_fill(stale_aL[some_s], -torch.inf)
-            scores = torch.cat([kept, users_ad[some_s] @ moved_items_Md[others_M].T], dim=1)
-            best = scores.topk(self.k, dim=1)
-            ids = torch.cat([self.kept.items_aL[some_s], one.all_items_M[others_M].expand(len(some_s), -1)], dim=1)
+            moved_sM = users_ad[some_s] @ moved_items_Md.T
+            moved_sM[:, one.place_of_target] = -torch.inf
+            best = torch.cat([kept, moved_sM], dim=1).topk(self.k, dim=1)
+            ids = torch.cat([self.kept.items_aL[some_s], one.all_items_M.expand(len(some_s), -1)], dim=1)
             best_ak[some_s], at_bar_a[some_s] = best.values, ids.gather(1, best.indices[:, -1:]).squeeze(1)
         scores_wk, ids_wk = best_of_all(users_ad[whole_w], items_nd, block, self.k, one.item)
         best_ak[whole_w], at_bar_a[whole_w] = scores_wk, ids_wk[:, -1]

@@ -90,7 +90,7 @@ def attack(
 
     Under torchrun (torchrun ... -m uatmc_dist.cli attack RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
-    from uatmc_dist.evaluation.kept import KeptParts, digest_of
+    from uatmc_dist.evaluation.kept import KeptParts
     from uatmc_dist.evaluation.promotion import attack_model
     from uatmc_dist.models.trained import ModelFile, TrainedModel
     from uatmc_dist.tables.attacks import print_attacks
@@ -109,8 +109,8 @@ def attack(
         measured = partial(attack_model, model, catalog, config.attack, twin)
     if is_first and dense is not None:
         _tell_left_out(config.attack.attacks, dense.modalities)
-    runs = [run] if surrogate is None else [run, surrogate[0]]
-    kept = KeptParts.of_run(run, "attack", digest_of(runs, catalog, config.attack.model_dump(mode="json")), is_first)
+    made_on, options = None if surrogate is None else surrogate[0], config.attack.model_dump(mode="json")
+    kept = KeptParts.of_run(run, "attack", catalog, options, made_on, is_first)
     with shown("scenes", is_first) as progress, on_ranks.logged(run, "attack", world):
         report = measured(progress, kept)
     if not is_first:
@@ -192,7 +192,7 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
 
     Under torchrun (torchrun ... -m uatmc_dist.cli mismatch RUN) no rank holds the whole model."""
     from uatmc_dist.evaluation import on_ranks
-    from uatmc_dist.evaluation.kept import KeptParts, digest_of
+    from uatmc_dist.evaluation.kept import KeptParts
     from uatmc_dist.evaluation.mismatch import Measured, measure_mismatch
     from uatmc_dist.tables.attacks import print_mismatch
 
@@ -206,8 +206,8 @@ def mismatch(run: RunPath, overrides: Overrides = None) -> None:
         folder, config, catalog, trained = opened(run, overrides)
         model = partial(Measured.whole, trained)
         start = partial(Measured.whole_start, config, catalog)
-    runs = [run] if config.start_from is None else [run, config.start_from]
-    kept = KeptParts.of_run(run, "mismatch", digest_of(runs, catalog, config.model_dump(mode="json")), is_first)
+    options = config.model_dump(mode="json")
+    kept = KeptParts.of_run(run, "mismatch", catalog, options, config.start_from, is_first)
     with shown("figures", is_first) as progress, on_ranks.logged(run, "mismatch", world):
         report = measure_mismatch(config, catalog, model(), start, progress, kept)
     if not is_first:

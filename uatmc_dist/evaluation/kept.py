@@ -181,8 +181,12 @@ class KeptParts:
         self._done = {json.dumps(name): found for name, found in lines}
 
     @classmethod
-    def of_run(cls, run: Path, verb: str, digest: str, writes: bool = True) -> "KeptParts":
-        return cls(run / f"{verb}-{digest}.jsonl", writes)
+    def of_run(
+        cls, run: Path, verb: str, catalog: Catalog, options: Any, other: Path | None, writes: bool = True
+    ) -> "KeptParts":
+        """`other`: a run that this one is measured beside."""
+        runs = [folder for folder in (run, other) if folder is not None]
+        return cls(run / f"{verb}-{digest_of(runs, catalog, options)}.jsonl", writes)
 
     def found(self, name: Any, measured: Callable[[], Any]) -> Any:
         """What is kept of this part, or what `measured` gives, which is kept from now on; JSON values. A warning where

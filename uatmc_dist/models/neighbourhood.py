@@ -22,7 +22,7 @@ from uatmc_dist.data.batches import KnownPositives
 from uatmc_dist.data.catalog import MODALITIES
 from uatmc_dist.models.mmgcn import NUM_LAYERS, MMGCNContent, MMGCNModel, Modal, Nodes, TrainingMMGCN
 from uatmc_dist.models.propagation import BipartiteGraph, csr, sparse_product
-from uatmc_dist.parallel.item_parallel import ItemBlock, counts_of_ranks, gather_rows
+from uatmc_dist.parallel.item_parallel import ItemBlock, counts_of_ranks, gather_rows, num_ranks
 from uatmc_dist.parallel.upload import upload
 
 
@@ -172,8 +172,9 @@ class Neighbourhood:
         self._state, own, device = state, state.own, state.device
         self._items_T, self._hops = items_T, list[_Hop]()
         keys_T = torch.arange(len(items_T)) * own.num_nodes + items_T + own.num_users
-        self._started_m, self._started_places_m = own.places(keys_T % own.num_nodes)
-        keys_m = keys_T[self._started_m]
+        started_m, places_m = own.places(keys_T % own.num_nodes)
+        self._started_m, self._started_places_m = upload(started_m, device), upload(places_m, device)
+        keys_m = keys_T[started_m]
         for _ in range(NUM_LAYERS):
             counts_R = counts_of_ranks(len(keys_m))
             all_keys_m = gather_rows(keys_m[:, None], counts_R)[:, 0]
@@ -201,7 +202,7 @@ class Neighbourhood:
         num_targets = len(self._items_T)
         is_item_n = node_n >= own.num_users
         of_target_T = torch.bincount(target_n[is_item_n], minlength=num_targets)
-        counts_RT = gather_rows(of_target_T[None], counts_of_ranks(1))
+        counts_RT = gather_rows(of_target_T[None], [1] * num_ranks())
         counts_R = counts_RT.sum(1).tolist()
         item_keys = gather_rows(keys_n[is_item_n][:, None], counts_R)[:, 0].sort().values
         items_of = (item_keys % own.num_nodes - own.num_users).split(counts_RT.sum(0).tolist())
@@ -232,10 +233,9 @@ class Neighbourhood:
         """r [n, d] of this rank's moved nodes, target by target, when the targets have these projected rows, which
         every rank gives; differentiable."""
         state, total = self._state, None
-        started_m, places_0 = (upload(index, state.device) for index in (self._started_m, self._started_places_m))
         for name in state.dense.modalities:
-            rows = F.normalize(state.dense.latent(name, z_Td[name]), dim=1)[started_m]
-            places_m = places_0
+            rows = F.normalize(state.dense.latent(name, z_Td[name]), dim=1)[self._started_m]
+            places_m = self._started_places_m
             for layer, hop, inputs_ew, means_ew in zip(
                 state.dense.layers(name), self._hops, state.inputs[name], state.means[name], strict=True
             ):
