@@ -18,13 +18,16 @@ def topk_all_items(
     k: int,
     *,
     seen: Seen | None = None,
+    rounded: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each user, best first, without `seen` (a CSR pair: offsets [B+1], columns).
 
     Scores are computed in float32 (float64 for float64 inputs) and compared as float32; equal ones are ordered
     by item, so with float64 inputs the ranking does not depend on how the catalog is cut into blocks.
-    Triton serves k up to 128.
+    rounded: those of bfloat16 inputs may be rounded to bfloat16 before, as products of matrices are; a CPU that
+    multiplies bfloat16 takes half the time for it, any other one far more.
+    Triton serves k up to 128, and does not round.
 
     Returns (scores_Bk float32, ids_Bk int64); where a user has fewer than k items left, -inf and -1.
     Raises ValueError, naming the argument, for what does not fit.
@@ -36,17 +39,24 @@ def topk_all_items(
     name = resolve(implementation, users_BK, unfit=unfit)
     if name == "reference":
         return reference.topk_all_items(users_BK, items_NK, k, seen)
-    return _topk(users_BK, items_NK, k, *(seen or (None, None)), name)
+    return _topk(users_BK, items_NK, k, *(seen or (None, None)), rounded, name)
 
 
 @op("topk_all_items")
 def _topk(
-    users: Tensor, items: Tensor, k: int, offsets: Tensor | None, columns: Tensor | None, implementation: str
+    users: Tensor,
+    items: Tensor,
+    k: int,
+    offsets: Tensor | None,
+    columns: Tensor | None,
+    rounded: bool,
+    implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    return backend(implementation).topk_all_items(users, items, k, seen_pair(offsets, columns))
+    options = {"rounded": rounded} if implementation == "tiled" else {}
+    return backend(implementation).topk_all_items(users, items, k, seen_pair(offsets, columns), **options)
 
 
 @_topk.register_fake
-def _(users, items, k, offsets, columns, implementation):  # type: ignore[no-untyped-def]
+def _(users, items, k, offsets, columns, rounded, implementation):  # type: ignore[no-untyped-def]
     shape = (len(users), k)
     return users.new_empty(shape, dtype=torch.float32), users.new_empty(shape, dtype=torch.int64)

@@ -46,7 +46,7 @@ def samples(device, name):
         (OPS.coordinate.default, (g, w_v, w_t, name)),
         (OPS.perturb.default, (g, w_v, w_t, v, t, 0.1, "l2", name)),
         (OPS.perturbed_content.default, (g, w_v, w_t, v, t, None, 0.1, "linf", name)),
-        (OPS.topk_all_items.default, (*scores[:2], 5, *seen, name)),
+        (OPS.topk_all_items.default, (*scores[:2], 5, *seen, False, name)),
         (OPS.count_above.default, (*scores[:2], positive, positive[:, None].expand(-1, 2), name)),
     ]
 

@@ -54,6 +54,45 @@ def test_many_tiles_equal_one_stable_sort(monkeypatch, integer_scores):
         assert torch.equal(ids, true_ids)
 
 
+@pytest.mark.parametrize("num_users", [1, 40])
+def test_rounded_scores_are_those_of_bfloat16(num_users):
+    generator = torch.Generator().manual_seed(0)
+    users, items = torch.randn(num_users, 96, generator=generator), torch.randn(1500, 96, generator=generator)
+    users, items = users.bfloat16(), items.bfloat16()
+    seen = known_positives(num_users, len(items), 0, share=0.3)
+    scores, ids = topk_all_items(users, items, 20, seen=seen, rounded=True)
+    exact, _ = topk_all_items(users.double(), items.double(), 20, seen=seen)
+    torch.testing.assert_close(scores, exact, rtol=2**-8, atol=0)
+    assert torch.equal(scores, scores.bfloat16().float())
+    products = (users.double() @ items.double().T).gather(1, ids).float()
+    torch.testing.assert_close(scores, products, rtol=2**-8, atol=0)
+    owners = torch.arange(num_users).repeat_interleave(seen[0].diff())
+    taken = set(zip(owners.tolist(), seen[1].tolist(), strict=True))
+    assert not taken & {(row, item) for row, items_k in enumerate(ids.tolist()) for item in items_k}
+
+
+@pytest.mark.parametrize("size", [600, 5000])
+@pytest.mark.parametrize("shape", ["one good group", "neighbours alike", "few left", "all equal", "no number"])
+def test_a_first_tile_of_unusual_scores_equals_one_stable_sort(size, shape):
+    """What is chosen by maxima of groups of columns, or is not."""
+    generator = torch.Generator().manual_seed(0)
+    users, items = torch.rand(5, 2, generator=generator) + 0.5, torch.randn(size, 2, generator=generator)
+    seen = known_positives(5, size, 0, share=0.99 if shape == "few left" else 0.3)
+    if shape == "one good group":
+        groups = size // (size // (4 * 13))
+        items[7::groups] += 100
+    elif shape == "neighbours alike":
+        items = items[:40].repeat_interleave(size // 40, 0) + 1e-6 * items
+    elif shape == "all equal":
+        items[:] = 1.0
+    elif shape == "no number":
+        items[::9] = torch.nan
+    found = topk_all_items(users.double(), items.double(), 13, seen=seen)
+    truth = topk_all_items(users.double(), items.double(), 13, seen=seen, implementation="reference")
+    assert torch.equal(found[1], truth[1])
+    torch.testing.assert_close(found[0], truth[0], rtol=1e-6, atol=0, equal_nan=True)
+
+
 def test_left_out_stays_left_out_beside_a_negative_nan(monkeypatch):
     items = torch.full((60, 1), torch.nan).copysign(torch.tensor(-1.0))
     seen = torch.tensor([0, 30]), torch.arange(30, 60)

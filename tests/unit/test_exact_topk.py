@@ -14,9 +14,12 @@ def whole(users_BK, items_nK, k, seen):
     return topk_all_items(users_BK.double(), items_nK.double(), k, seen=seen, implementation="reference")
 
 
-@pytest.fixture(autouse=True)
-def few_items_are_worth_it(monkeypatch):
+@pytest.fixture(autouse=True, params=[True, False], ids=["bfloat16 first", "float32 first"])
+def few_items_are_worth_it(monkeypatch, request):
     monkeypatch.setattr(module, "_WORTH_RESCORING", 0)
+    monkeypatch.setattr(module, "_WORTH_ROUNDING", 1)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: request.param)
+    return request.param
 
 
 def assert_same(found, expected):
@@ -27,11 +30,11 @@ def assert_same(found, expected):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000),
-    users=st.integers(1, 9),
+    users=st.integers(1, 40),
     items=st.integers(1, 120),
     k=st.integers(1, 30),
     levels=st.sampled_from([0, 1, 2, 5]),
-    scale=st.sampled_from([1e-12, 1.0, 1e6]),
+    scale=st.sampled_from([1e-30, 1e-12, 1.0, 1e6]),
 )
 def test_the_lists_are_those_of_float64(seed, users, items, k, levels, scale):
     """`levels`: rows of few different values, so that many scores are equal; 0: of any."""
@@ -48,20 +51,41 @@ def test_the_lists_are_those_of_float64(seed, users, items, k, levels, scale):
     assert_same(ExactTopk(items_nK)(users_BK, k), whole(users_BK, items_nK, k, None))
 
 
-def test_most_users_are_proven_and_the_others_ranked_anew(monkeypatch):
+def test_most_users_are_proven_and_the_others_ranked_anew(monkeypatch, few_items_are_worth_it):
     generator = torch.Generator().manual_seed(0)
     users_BK, items_nK = torch.randn(64, 32, generator=generator), torch.randn(3000, 32, generator=generator)
     items_nK[100:200] = items_nK[100]  # a hundred equal items: for whom they are best nothing can be proven
     users_BK[:5] = items_nK[100]
-    passes = []
-    monkeypatch.setattr(
-        module,
-        "topk_all_items",
-        lambda *given, **named: passes.append(len(given[0])) or topk_all_items(*given, **named),
-    )
+    passes = passes_of(monkeypatch)
     found = ExactTopk(items_nK)(users_BK, 50)
-    assert passes[0] == 64 and 5 <= passes[1] <= 12 and len(passes) == 2
+    dtypes, users = zip(*passes, strict=True)
+    assert dtypes == (torch.bfloat16, torch.float32, torch.float64)[0 if few_items_are_worth_it else 1 :]
+    assert users[0] == 64 and all(5 <= fewer <= 12 for fewer in users[1:])
     assert_same(found, whole(users_BK, items_nK, 50, None))
+
+
+@pytest.mark.parametrize("few_items_are_worth_it", [True], indirect=True)
+def test_items_that_bfloat16_does_not_tell_apart_are_ranked_without_it(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    users_BK, items_nK = torch.randn(20, 32, generator=generator), torch.randn(3000, 32, generator=generator)
+    items_nK = items_nK[0] + 1e-3 * items_nK
+    ranked = ExactTopk(items_nK)
+    passes = passes_of(monkeypatch)
+    for _ in range(2):
+        assert_same(ranked(users_BK, 50), whole(users_BK, items_nK, 50, None))
+    assert [dtype for dtype, _ in passes].count(torch.bfloat16) == 1
+
+
+def passes_of(monkeypatch):
+    """(dtype, users) of each ranking from now on."""
+    passes = []
+
+    def told(users_BK, *given, **named):
+        passes.append((users_BK.dtype, len(users_BK)))
+        return topk_all_items(users_BK, *given, **named)
+
+    monkeypatch.setattr(module, "topk_all_items", told)
+    return passes
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from uatmc_dist.devices import multiplies_bfloat16
 from uatmc_dist.encoders.base import (
     Encode,
     Encoder,
@@ -45,7 +46,7 @@ def open_rough_text_encoder(name: str, device: str = "auto") -> Encode[str]:
     """The same features to three digits, for choosing among candidates: in bfloat16 where the processor multiplies in
     it, which takes half the time. As `open_text_encoder`."""
     model, where = _opened(name, device)
-    enabled = _multiplies_bfloat16(where)
+    enabled = multiplies_bfloat16(where)
 
     def encode(texts: Sequence[str]) -> torch.Tensor:
         with torch.autocast(where.type, torch.bfloat16, enabled=enabled):
@@ -53,13 +54,6 @@ def open_rough_text_encoder(name: str, device: str = "auto") -> Encode[str]:
 
     encode(["a text"])  # as above
     return encode
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The k best items by float64 scores at the price of float32: candidates in float32, rescored and proven.
+"""The k best items by float64 scores at the price of float32 or less: candidates by rough scores, rescored and proven.
 
 B  users    n  items    K  width of an embedding    c  candidates
 """
@@ -7,13 +7,17 @@ from functools import cached_property
 
 import torch
 
+from uatmc_dist.devices import multiplies_bfloat16
 from uatmc_kernels import topk_all_items
 
 _CACHE_BYTES = 1 << 21
-_WORTH_RESCORING = 6_000
-"""Items from which on a CPU, whose float64 product takes 1.3 to 1.7 times as long as that in float32, gains by it."""
-_SPARE = 16
+_WORTH_RESCORING = 4_000
+"""Items from which on a CPU, whose float64 product takes twice as long as that in float32, gains by it."""
+_SPARE = {torch.float32: 16, torch.bfloat16: 32}
 """Candidates beyond k. With fewer more users fall back, with more rescoring costs more (benchmarks/ranking.py)."""
+_WORTH_ROUNDING = 16
+"""Users from which on they are ranked by bfloat16 first: the product of fewer takes no less time than in float32."""
+_ROWS_AT_ONCE = 1 << 16
 
 
 class ExactTopk:
@@ -21,6 +25,7 @@ class ExactTopk:
 
     def __init__(self, items_nK: torch.Tensor) -> None:
         self._items_nK = items_nK
+        self._by_bfloat16 = items_nK.device.type == "cpu" and multiplies_bfloat16(items_nK.device)
 
     @torch.no_grad()
     def __call__(
@@ -29,28 +34,47 @@ class ExactTopk:
         """What `topk_all_items` gives for these float32 rows in float64: (scores_Bk float32, ids_Bk), equal scores
         ordered by item, so that the lists do not depend on how the items are cut into blocks.
 
-        An item that is no candidate has a float32 score of at most the last candidate's, c, so a true one of at most
-        c + e, with e the most that float32 may be off. Where the k-th best rescored candidate is above that, no other
-        item belongs on the list. Users for whom this does not hold, by ties or by chance, are ranked in float64.
+        An item that is no candidate has a rough score of at most the last candidate's, c, so a true one of at most
+        c + e, with e the most that rough scores may be off. Where the k-th best rescored candidate is above that, no
+        other item belongs on the list. Users for whom this does not hold, by ties or by chance, are ranked again: after
+        bfloat16 by float32, after float32 in float64.
         """
+        dtypes = [torch.float32]
+        if self._by_bfloat16 and len(users_BK) >= _WORTH_ROUNDING:
+            dtypes.insert(0, torch.bfloat16)
+        return self._ranked(users_BK, k, seen, dtypes)
+
+    def _ranked(
+        self,
+        users_BK: torch.Tensor,
+        k: int,
+        seen: tuple[torch.Tensor, torch.Tensor] | None,
+        dtypes: list[torch.dtype],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """By candidates of these dtypes, one after the other, then in float64."""
         items_nK = self._items_nK
-        wanted = min(k + _SPARE, len(items_nK))
         pays = users_BK.device.type != "cpu" or len(items_nK) >= _WORTH_RESCORING
-        if wanted <= k or not pays:
+        if not dtypes or not pays or len(items_nK) <= k:
             return topk_all_items(users_BK.double(), self._in_float64, k, seen=seen)
-        scores_Bc, ids_Bc = topk_all_items(users_BK, items_nK, wanted, seen=seen)
+        dtype, *finer = dtypes
+        wanted = min(k + _SPARE[dtype], len(items_nK))
+        rounded = dtype == torch.bfloat16
+        rows_nK = self._in_bfloat16 if rounded else items_nK
+        scores_Bc, ids_Bc = topk_all_items(users_BK.to(dtype), rows_nK, wanted, seen=seen, rounded=rounded)
         last_B = scores_Bc[:, -1].double()
         ids_Bc = ids_Bc.sort(dim=1).values
         exact_Bc = _rescored(users_BK, items_nK, ids_Bc)
         ordered, place = exact_Bc.sort(dim=1, descending=True, stable=True)
         scores_Bk, ids_Bk = ordered[:, :k].contiguous(), ids_Bc.gather(1, place[:, :k])
+        off_B = self._off_rounded(users_BK, last_B) if rounded else self._off(users_BK)
         # Fewer than were asked for: every item that is left is a candidate.
-        proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + self._off(users_BK))
+        proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + off_B)
         if not bool(proven_B.all()):
             rest_F = (~proven_B).nonzero().squeeze(1)
+            if rounded and 2 * len(rest_F) > len(users_BK):
+                self._by_bfloat16 = False  # these embeddings are told apart by float32 alone
             of_rest = None if seen is None else _rows_of(seen, rest_F)
-            scores_Fk, ids_Fk = topk_all_items(users_BK[rest_F].double(), self._in_float64, k, seen=of_rest)
-            scores_Bk[rest_F], ids_Bk[rest_F] = scores_Fk, ids_Fk
+            scores_Bk[rest_F], ids_Bk[rest_F] = self._ranked(users_BK[rest_F], k, of_rest, finer)
         return scores_Bk, ids_Bk
 
     @cached_property
@@ -58,15 +82,38 @@ class ExactTopk:
         return self._items_nK.double()
 
     @cached_property
+    def _in_bfloat16(self) -> torch.Tensor:
+        return self._items_nK.bfloat16()
+
+    @cached_property
     def _longest(self) -> torch.Tensor:
         return torch.linalg.vector_norm(self._items_nK, dim=1).amax().double()
+
+    @cached_property
+    def _most_rounded(self) -> torch.Tensor:
+        """The most that a row was moved by being rounded to bfloat16."""
+        parts = zip(self._items_nK.split(_ROWS_AT_ONCE), self._in_bfloat16.split(_ROWS_AT_ONCE), strict=True)
+        return torch.stack([_lengths(exact - rounded.float()).amax() for exact, rounded in parts]).amax()
 
     def _off(self, users_BK: torch.Tensor) -> torch.Tensor:
         """More than a float32 score of these users may be off, [B] float64: K roundings of 2^-24 in any order, relative
         to |u| |v|, and as much again for three TF32 products (22 bits of each factor) and sums that are cut, not
         rounded."""
         relative = (users_BK.shape[1] + 64) * 2.0**-22
-        return relative * torch.linalg.vector_norm(users_BK, dim=1).double() * self._longest
+        return relative * _lengths(users_BK) * self._longest
+
+    def _off_rounded(self, users_BK: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
+        """The same for rows, and scores of at most `last_B`, that are rounded to bfloat16: <u, v> - <u', v'> is
+        <u - u', v> + <u', v - v'>, whose lengths are measured; sums are as in float32; a score that is rounded to c is
+        at most c + 2^-8 |c|. Processors take denormal numbers for zero in these products."""
+        lost_B = _lengths(users_BK - users_BK.bfloat16().float())
+        lengths_B = _lengths(users_BK)
+        rows_B = lost_B * self._longest + (lengths_B + lost_B) * self._most_rounded
+        return 1.001 * (rows_B + self._off(users_BK)) + 2.0**-8 * last_B.abs() + users_BK.shape[1] * 2.0**-100
+
+
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).double()
 
 
 def _rescored(users_BK: torch.Tensor, items_nK: torch.Tensor, ids_Bc: torch.Tensor) -> torch.Tensor:
