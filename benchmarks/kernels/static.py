@@ -83,6 +83,9 @@ def _read_loop(assembly: str, inner_trips: int) -> tuple[Counter[str], int, int,
             if target is not None and target[1] in labels:
                 loops.append((labels[target[1]], len(opcodes) + 1))
             opcodes.append(instruction[1])
+    # Behind the exit are waits that are tried again, and come back into the middle of a loop.
+    program_end = max(place for place, opcode in enumerate(opcodes) if opcode == "EXIT")
+    loops = [loop for loop in loops if loop[1] <= program_end]
     with_exponentials = [loop for loop in loops if "MUFU.EX2" in opcodes[slice(*loop)]]
     instructions = Counter(opcode.split(".")[0] for opcode in opcodes)
     if not with_exponentials:

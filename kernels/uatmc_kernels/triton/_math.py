@@ -34,6 +34,15 @@ def reciprocal(x):
 
 
 @triton.jit
+def opaque(x):
+    """x, int32, of which the compiler knows nothing. Addresses made of it are computed where they stand: those of a
+    program's outputs would be computed before its loops, and take registers, or spill, as long as they run."""
+    if INTERPRETED:
+        return x
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def sigmoid(x):
     """sigma of x / log2(e). Without |x| and selections: 2^-x may overflow, and 1 / inf is the zero wanted."""
     return reciprocal(1.0 + exp2(-x))

@@ -20,6 +20,7 @@ from uatmc_kernels.triton._math import (
     leave_out,
     load_rows,
     narrow,
+    opaque,
     put,
     put_rows,
 )
@@ -66,27 +67,38 @@ def logsumexp(
         entry = first_entry(keys, num_keys, key_of_owner + start)
     largest = tl.full([BO], float("-inf"), tl.float32)
     total = tl.zeros([BO], tl.float32)
-    for chunk in range(start, stop, FLUSH):
+    for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         # Long sums in two steps: errors grow with FLUSH / BS + N / FLUSH additions, not with N / BS.
         part = tl.zeros([BO], tl.float32)
-        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
-            scores, _ = products(
-                owners, stream, whole, owner, num_owners, first, num_stream,
-                OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
-            )  # fmt: skip
-            columns = first + tl.arange(0, BS)
-            kept = (columns < stop)[None, :] & (columns[None, :] != skipped)
-            if item_offset is not None:
-                scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
-            x = tl.where(kept, scores * LOG2E, float("-inf"))
-            if keys is not None:
-                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
-            new = tl.maximum(largest, tl.max(x, 1))
-            shift = tl.where(new == float("-inf"), 0.0, new)
-            scale = exp2(largest - shift)
-            part = part * scale + tl.sum(exp2(x - shift[:, None]), 1)
-            total *= scale
-            largest = new
+        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
+        edge = tl.minimum(chunk + FLUSH, stop)
+        whole_tiles = chunk + (edge - chunk) // BS * BS
+        for RAGGED in tl.static_range(2):
+            for first in tl.range(
+                whole_tiles if RAGGED else chunk,
+                edge if RAGGED else whole_tiles,
+                BS,
+                disable_licm=PRECISION == "bf16x3",
+            ):
+                scores, _ = products(
+                    owners, stream, whole, owner, num_owners, first, num_stream,
+                    OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
+                )  # fmt: skip
+                columns = first + tl.arange(0, BS)
+                kept = tl.arange(0, BS)[None, :] != skipped - first
+                if RAGGED:
+                    kept = kept & (columns < stop)[None, :]
+                if item_offset is not None:
+                    scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
+                x = tl.where(kept, scores * LOG2E, float("-inf"))
+                if keys is not None:
+                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                new = tl.maximum(largest, tl.max(x, 1))
+                shift = tl.where(new == float("-inf"), 0.0, new)
+                scale = exp2(largest - shift)
+                part = part * scale + tl.sum(exp2(x - shift[:, None]), 1)
+                total *= scale
+                largest = new
         total += part
     mine = rows < num_owners
     put(largest_out + split * num_owners + rows, largest, mine, False)
@@ -162,50 +174,62 @@ def softmax_sweep(
     if keys is not None:
         key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
         entry = first_entry(keys, num_keys, key_of_owner + start)
-    for chunk in range(start, stop, FLUSH):
+    for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         sums = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, VO], tl.float32)
-        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
-            scores, _ = products(
-                owners, stream, whole, owner, num_owners, first, num_stream,
-                OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
-            )  # fmt: skip
-            columns = first + tl.arange(0, BS)
-            here = columns < stop
-            if OWNER_IS_USER:
-                kept = here[None, :] & (columns[None, :] != skipped)
-                if item_offset is not None:
-                    scores += tl.load(item_offset + columns, mask=here, other=0.0)[None, :]
-            else:
-                shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
-                kept = rows[:, None] != skipped
-                if item_offset is not None:
-                    scores += own_offset
-                if mean_change is not None:
-                    mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
-            x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-            if keys is not None:
-                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
-            share = exp2(x)
-            if WITH_CHANGE:
-                change, _ = products(
-                    owner_change, stream_change, whole_change, owner, num_owners, first, num_stream,
-                    OWNER_CHANGE_STRIDE, STREAM_CHANGE_STRIDE, D, BO, BS, DC, PRECISION,
+        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
+        edge = tl.minimum(chunk + FLUSH, stop)
+        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
+        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
+            for first in tl.range(
+                whole_tiles if RAGGED else chunk,
+                edge if RAGGED else whole_tiles,
+                BS,
+                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
+            ):
+                scores, _ = products(
+                    owners, stream, whole, owner, num_owners, first, num_stream,
+                    OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
-                if mean_change is not None:
-                    change -= mean
-                share *= change
-            if sums_out is not None:
-                sums += tl.sum(share, 1)
-            if values is not None:
-                if weights is not None:
-                    share *= tl.load(weights + columns, mask=here, other=0.0)[None, :]
-                tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
-                gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
+                columns = first + tl.arange(0, BS)
+                here = columns < stop
+                if OWNER_IS_USER:
+                    kept = tl.arange(0, BS)[None, :] != skipped - first
+                    if RAGGED:
+                        kept = kept & here[None, :]
+                    if item_offset is not None:
+                        scores += tl.load(item_offset + columns, mask=here, other=0.0)[None, :]
+                else:
+                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
+                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    kept = rows[:, None] != skipped
+                    if item_offset is not None:
+                        scores += own_offset
+                    if mean_change is not None:
+                        mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
+                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                if keys is not None:
+                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                share = exp2(x)
+                if WITH_CHANGE:
+                    change, _ = products(
+                        owner_change, stream_change, whole_change, owner, num_owners, first, num_stream,
+                        OWNER_CHANGE_STRIDE, STREAM_CHANGE_STRIDE, D, BO, BS, DC, PRECISION,
+                    )  # fmt: skip
+                    if mean_change is not None:
+                        change -= mean
+                    share *= change
+                if sums_out is not None:
+                    sums += tl.sum(share, 1)
+                if values is not None:
+                    if weights is not None:
+                        share *= tl.load(weights + columns, mask=here, other=0.0)[None, :]
+                    tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
+                    gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
+        first_out, first_v = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * VO
+        end = first_out - owner + num_owners
         if sums_out is not None:
-            mine = rows < tl.where(slice_v == 0, num_owners, 0)
-            put(sums_out + split * num_owners + rows, sums, mine, ACCUMULATE)
+            out = first_out + tl.arange(0, BO)
+            put(sums_out + out, sums, out < tl.where(first_v == 0, end, 0), ACCUMULATE)
         if values is not None:
-            partial = gradient_out + tl.cast(split, tl.int64) * num_owners * V
-            put_rows(partial, owner, num_owners, V, slice_v, gradient, V, BO, VO, ACCUMULATE)
+            put_rows(gradient_out, first_out, end, V, first_v, gradient, V, BO, VO, ACCUMULATE)

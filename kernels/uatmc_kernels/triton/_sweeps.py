@@ -2,7 +2,10 @@
 
 x_os = owner . stream - positive score, in base 2; users beyond the last have an infinite positive score, so that
 x is -inf and all that follows from it zero. Owners are users or items; every program keeps the sums of its
-owners in registers, so that nothing of size B x N is written and no two programs add to one address.
+owners in registers, so that nothing of size B x N is written and no two programs add to one address. Where users
+are owners, RAGGED is the pass over the last tile of the stream, which alone asks which of its columns there are.
+disable_licm: what could be computed once before a loop would take registers as long as it runs; above all in float32,
+which goes as two parts, that would mean smaller tiles.
 
     BO  owners of a tile             BS  rows of the stream in a tile
     KC  columns of one product       KO  columns of one output slice
@@ -21,6 +24,7 @@ from uatmc_kernels.triton._math import (
     leave_out,
     load_rows,
     narrow,
+    opaque,
     put,
     put_rows,
     reciprocal,
@@ -110,49 +114,62 @@ def sweep(
     if keys is not None:
         key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
         entry = first_entry(keys, num_keys, key_of_owner + start)
-    for chunk in range(start, stop, FLUSH):
+    for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         loss = tl.zeros([BO], tl.float32)
         sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
-            scores, tile = products(
-                owners, stream, whole, owner, num_owners, first, num_stream,
-                OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
-            )  # fmt: skip
-            columns = first + tl.arange(0, BS)
-            if OWNER_IS_USER:
-                kept = (columns < stop)[None, :] & (columns[None, :] != skipped)
-            else:
-                here = columns < stop
-                shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
-                kept = rows[:, None] != skipped
-            x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-            if keys is not None:
-                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
-            if WITH_LOSS:
-                z = exp2(-tl.abs(x))
-                inverse = reciprocal(1.0 + z)
-                sigma = inverse * tl.where(x >= 0, 1.0, z)
-                loss += softplus_sums(x, z, 1)
+        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
+        edge = tl.minimum(chunk + FLUSH, stop)
+        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
+        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
+            for first in tl.range(
+                whole_tiles if RAGGED else chunk,
+                edge if RAGGED else whole_tiles,
+                BS,
+                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
+            ):
+                scores, tile = products(
+                    owners, stream, whole, owner, num_owners, first, num_stream,
+                    OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
+                )  # fmt: skip
+                columns = first + tl.arange(0, BS)
+                if OWNER_IS_USER:
+                    kept = tl.arange(0, BS)[None, :] != skipped - first
+                    if RAGGED:
+                        kept = kept & (columns < stop)[None, :]
+                else:
+                    here = columns < stop
+                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
+                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    kept = rows[:, None] != skipped
+                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                if keys is not None:
+                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                if WITH_LOSS:
+                    z = exp2(-tl.abs(x))
+                    inverse = reciprocal(1.0 + z)
+                    sigma = inverse * tl.where(x >= 0, 1.0, z)
+                    loss += softplus_sums(x, z, 1)
+                    if WITH_GRADIENT:
+                        sigmas += tl.sum(sigma, 1)
+                else:
+                    sigma = sigmoid(x)
                 if WITH_GRADIENT:
-                    sigmas += tl.sum(sigma, 1)
-            else:
-                sigma = sigmoid(x)
-            if WITH_GRADIENT:
-                if weights is not None:
-                    sigma *= tl.load(weights + columns, mask=columns < stop, other=0.0)[None, :]
-                if (KC < K) or (KO < K):
-                    tile = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
-                gradient = dot(narrow(sigma, tile.dtype), tile, gradient, PRECISION)
+                    if weights is not None:
+                        sigma *= tl.load(weights + columns, mask=columns < stop, other=0.0)[None, :]
+                    if (KC < K) or (KO < K):
+                        tile = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
+                    gradient = dot(narrow(sigma, tile.dtype), tile, gradient, PRECISION)
+        first_out, first_k = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * KO
+        end = first_out - owner + num_owners
         if WITH_LOSS:
-            mine = rows < tl.where(slice_k == 0, num_owners, 0)
-            put(loss_out + split * num_owners + rows, loss * LN2, mine, ACCUMULATE)
+            out = first_out + tl.arange(0, BO)
+            mine = out < tl.where(first_k == 0, end, 0)
+            put(loss_out + out, loss * LN2, mine, ACCUMULATE)
             if WITH_GRADIENT:
-                put(sigma_out + split * num_owners + rows, sigmas, mine, ACCUMULATE)
+                put(sigma_out + out, sigmas, mine, ACCUMULATE)
         if WITH_GRADIENT:
-            partial = gradient_out + tl.cast(split, tl.int64) * num_owners * K
-            put_rows(partial, owner, num_owners, K, slice_k, gradient, K, BO, KO, ACCUMULATE)
+            put_rows(gradient_out, first_out, end, K, first_k, gradient, K, BO, KO, ACCUMULATE)
 
 
 @triton.jit
@@ -264,7 +281,7 @@ def hvp(
     program = tl.program_id(0)
     slice_d = tl.program_id(2) * DO
     last_tile = tl.minimum((program + 1) * tiles_per_program, num_tiles)
-    for owner_tile in range(program * tiles_per_program, last_tile):
+    for owner_tile in tl.range(program * tiles_per_program, last_tile, disable_licm=True):
         owner = owner_tile * BO
         rows = owner + tl.arange(0, BO)
         whole = 0
@@ -304,7 +321,7 @@ def hvp(
             if (DC < D) or (DO < D):
                 tile = load_rows(content, first, num_users, CONTENT_STRIDE, slice_d, D, BS, DO)
             result = dot(narrow(second, tile.dtype), tile, result, PRECISION)
-        put_rows(hvp_out, owner, num_items, D, slice_d, result, D, BO, DO, False)
+        put_rows(hvp_out, opaque(owner), num_items, D, opaque(tl.program_id(2)) * DO, result, D, BO, DO, False)
 
 
 @triton.jit
@@ -360,52 +377,67 @@ def second_order(
     if keys is not None:
         key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
         entry = first_entry(keys, num_keys, key_of_owner + start)
-    for chunk in range(start, stop, FLUSH):
+    for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         d_weights = tl.zeros([BO], tl.float32)
         d_sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        for first in range(chunk, tl.minimum(chunk + FLUSH, stop), BS):
-            columns = first + tl.arange(0, BS)
-            here = columns < stop
-            if not OWNER_IS_USER:
-                shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
-                weight = tl.load(weights + columns, mask=here, other=0.0)[None, :]
-                of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
-                kept = rows[:, None] != skipped
-            else:
-                kept = here[None, :] & (columns[None, :] != skipped)
-            scores = tl.zeros([BO, BS], tl.float32)
-            change = tl.zeros([BO, BS], tl.float32)
-            for k in range(0, K, KC):
-                own = load_rows(owners, owner, num_owners, OWNER_STRIDE, k, K, BO, KC)
-                other = tl.trans(load_rows(stream, first, num_stream, STREAM_STRIDE, k, K, BS, KC))
-                scores = dot(own, other, scores, PRECISION)
-                if owner_tangent is not None:
-                    part = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, k, K, BO, KC)
-                    change = dot(part, other, change, PRECISION)
+        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
+        edge = tl.minimum(chunk + FLUSH, stop)
+        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
+        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
+            for first in tl.range(
+                whole_tiles if RAGGED else chunk,
+                edge if RAGGED else whole_tiles,
+                BS,
+                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
+            ):
+                columns = first + tl.arange(0, BS)
+                here = columns < stop
+                if not OWNER_IS_USER:
+                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
+                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    weight = tl.load(weights + columns, mask=here, other=0.0)[None, :]
+                    of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
+                    kept = rows[:, None] != skipped
+                else:
+                    kept = tl.arange(0, BS)[None, :] != skipped - first
+                    if RAGGED:
+                        kept = kept & here[None, :]
+                scores = tl.zeros([BO, BS], tl.float32)
+                change = tl.zeros([BO, BS], tl.float32)
+                for k in range(0, K, KC):
+                    own = load_rows(owners, owner, num_owners, OWNER_STRIDE, k, K, BO, KC)
+                    other = tl.trans(load_rows(stream, first, num_stream, STREAM_STRIDE, k, K, BS, KC))
+                    scores = dot(own, other, scores, PRECISION)
+                    if owner_tangent is not None:
+                        part = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, k, K, BO, KC)
+                        change = dot(part, other, change, PRECISION)
+                    if stream_tangent is not None:
+                        part = tl.trans(
+                            load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, k, K, BS, KC)
+                        )
+                        change = dot(own, part, change, PRECISION)
+                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                if keys is not None:
+                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                z = exp2(-tl.abs(x))
+                inverse = reciprocal(1.0 + z)
+                sigma = inverse * tl.where(x >= 0, 1.0, z)
+                along = sigma * (change - of_positive)
+                second = along * (inverse * tl.where(x >= 0, z, 1.0)) * weight
+                if OWNER_IS_USER:
+                    d_weights += tl.sum(along, 1)
+                    d_sigmas += tl.sum(second, 1)
+                other = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
+                gradient = dot(narrow(second, other.dtype), other, gradient, PRECISION)
                 if stream_tangent is not None:
-                    part = tl.trans(load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, k, K, BS, KC))
-                    change = dot(own, part, change, PRECISION)
-            x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-            if keys is not None:
-                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
-            z = exp2(-tl.abs(x))
-            inverse = reciprocal(1.0 + z)
-            sigma = inverse * tl.where(x >= 0, 1.0, z)
-            along = sigma * (change - of_positive)
-            second = along * (inverse * tl.where(x >= 0, z, 1.0)) * weight
-            if OWNER_IS_USER:
-                d_weights += tl.sum(along, 1)
-                d_sigmas += tl.sum(second, 1)
-            other = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
-            gradient = dot(narrow(second, other.dtype), other, gradient, PRECISION)
-            if stream_tangent is not None:
-                other = load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, slice_k, K, BS, KO)
-                gradient = dot(narrow(sigma * weight, other.dtype), other, gradient, PRECISION)
+                    other = load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, slice_k, K, BS, KO)
+                    gradient = dot(narrow(sigma * weight, other.dtype), other, gradient, PRECISION)
+        first_out, first_k = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * KO
+        end = first_out - owner + num_owners
         if OWNER_IS_USER:
-            mine = rows < tl.where(slice_k == 0, num_owners, 0)
-            put(d_weights_out + split * num_owners + rows, d_weights, mine, ACCUMULATE)
-            put(d_sigma_out + split * num_owners + rows, d_sigmas, mine, ACCUMULATE)
-        partial = gradient_out + tl.cast(split, tl.int64) * num_owners * K
-        put_rows(partial, owner, num_owners, K, slice_k, gradient, K, BO, KO, ACCUMULATE)
+            out = first_out + tl.arange(0, BO)
+            mine = out < tl.where(first_k == 0, end, 0)
+            put(d_weights_out + out, d_weights, mine, ACCUMULATE)
+            put(d_sigma_out + out, d_sigmas, mine, ACCUMULATE)
+        put_rows(gradient_out, first_out, end, K, first_k, gradient, K, BO, KO, ACCUMULATE)
