@@ -76,14 +76,14 @@ LIMITS = {
 # the compiled kernels (docs/kernels.md, "What they compile to"), times the slices of their output, each of which is a
 # sweep of its own; a width in between takes the next one.
 H100_INSTRUCTIONS: dict[tuple[Precision, int], tuple[float, float, float]] = {
-    ("bf16", 32): (23.0, 13.4, 22.5),
-    ("bf16", 64): (23.6, 15.2, 22.9),
-    ("bf16", 128): (24.2, 16.1, 28.9),
-    ("bf16", 256): (47.6, 27.4, 44.4),
-    ("fp32", 32): (33.0, 25.2, 40.3),
-    ("fp32", 64): (36.5, 29.5, 44.5),
-    ("fp32", 128): (90.1, 44.8, 59.8),
-    ("fp32", 256): (409.8, 191.8, 246.6),
+    ("bf16", 32): (21.4, 13.4, 22.5),
+    ("bf16", 64): (21.8, 13.7, 22.9),
+    ("bf16", 128): (22.6, 16.1, 28.6),
+    ("bf16", 256): (31.4, 26.7, 35.7),
+    ("fp32", 32): (32.4, 25.2, 40.4),
+    ("fp32", 64): (35.8, 28.7, 44.5),
+    ("fp32", 128): (43.5, 44.8, 59.6),
+    ("fp32", 256): (309.0, 191.8, 246.6),
 }
 
 
