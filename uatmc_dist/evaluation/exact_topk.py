@@ -66,9 +66,8 @@ class ExactTopk:
         exact_Bc = _rescored(users_BK, items_nK, ids_Bc)
         ordered, place = exact_Bc.sort(dim=1, descending=True, stable=True)
         scores_Bk, ids_Bk = ordered[:, :k].contiguous(), ids_Bc.gather(1, place[:, :k])
-        off_B = self._off_rounded(users_BK, last_B) if rounded else self._off(users_BK)
         # Fewer than were asked for: every item that is left is a candidate.
-        proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + off_B)
+        proven_B = (ids_Bc[:, 0] < 0) | (scores_Bk[:, -1].double() > last_B + self._off(users_BK, last_B, rounded))
         if not bool(proven_B.all()):
             rest_F = (~proven_B).nonzero().squeeze(1)
             if rounded and 2 * len(rest_F) > len(users_BK):
@@ -87,7 +86,7 @@ class ExactTopk:
 
     @cached_property
     def _longest(self) -> torch.Tensor:
-        return torch.linalg.vector_norm(self._items_nK, dim=1).amax().double()
+        return _lengths(self._items_nK).amax()
 
     @cached_property
     def _most_rounded(self) -> torch.Tensor:
@@ -95,21 +94,21 @@ class ExactTopk:
         parts = zip(self._items_nK.split(_ROWS_AT_ONCE), self._in_bfloat16.split(_ROWS_AT_ONCE), strict=True)
         return torch.stack([_lengths(exact - rounded.float()).amax() for exact, rounded in parts]).amax()
 
-    def _off(self, users_BK: torch.Tensor) -> torch.Tensor:
-        """More than a float32 score of these users may be off, [B] float64: K roundings of 2^-24 in any order, relative
-        to |u| |v|, and as much again for three TF32 products (22 bits of each factor) and sums that are cut, not
-        rounded."""
-        relative = (users_BK.shape[1] + 64) * 2.0**-22
-        return relative * _lengths(users_BK) * self._longest
+    def _off(self, users_BK: torch.Tensor, last_B: torch.Tensor, rounded: bool) -> torch.Tensor:
+        """More than a rough score of these users may be off, [B] float64.
 
-    def _off_rounded(self, users_BK: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
-        """The same for rows, and scores of at most `last_B`, that are rounded to bfloat16: <u, v> - <u', v'> is
-        <u - u', v> + <u', v - v'>, whose lengths are measured; sums are as in float32; a score that is rounded to c is
-        at most c + 2^-8 |c|. Processors take denormal numbers for zero in these products."""
+        In float32: K roundings of 2^-24 in any order, relative to |u| |v|, and as much again for three TF32 products
+        (22 bits of each factor) and sums that are cut, not rounded. With rows, and scores of at most `last_B`, that are
+        rounded to bfloat16 in addition: <u, v> - <u', v'> is <u - u', v> + <u', v - v'>, whose lengths are measured; a
+        score that is rounded to c is at most c + 2^-8 |c|. Processors take denormal numbers for zero in these products.
+        """
+        width, lengths_B = users_BK.shape[1], _lengths(users_BK)
+        sums_B = (width + 64) * 2.0**-22 * lengths_B * self._longest
+        if not rounded:
+            return sums_B
         lost_B = _lengths(users_BK - users_BK.bfloat16().float())
-        lengths_B = _lengths(users_BK)
         rows_B = lost_B * self._longest + (lengths_B + lost_B) * self._most_rounded
-        return 1.001 * (rows_B + self._off(users_BK)) + 2.0**-8 * last_B.abs() + users_BK.shape[1] * 2.0**-100
+        return 1.001 * (rows_B + sums_B) + 2.0**-8 * last_B.abs() + width * 2.0**-100
 
 
 def _lengths(rows: torch.Tensor) -> torch.Tensor:
