@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: a tiny catalog, a configuration for it, and torchrun."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -42,6 +43,12 @@ TINY = {
     "evaluation": {"users_per_batch": 100},
     "logging": {"every_steps": 1},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lasting_imports() -> None:
+    """What all modules have imported by now is not looked through for garbage again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

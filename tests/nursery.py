@@ -31,6 +31,7 @@ _MAY_FORK = shutil.which("nvidia-smi") is None
 _FORKS = multiprocessing.get_context("forkserver" if _MAY_FORK else "spawn")
 _FORKS.set_forkserver_preload(
     [
+        "tests.uncollected",
         *("uatmc_dist.training", "uatmc_dist.cli", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"),
         # What these import when they first need it.
         *("uatmc_dist.models.linear_fusion", "uatmc_dist.models.mmgcn", "torch.utils.tensorboard", "torch._dynamo"),
@@ -227,6 +228,7 @@ def _become(folder: Path, environment: dict[str, str], stdout: Path, stderr: Pat
     os.environ.update(environment)
     os.chdir(folder)
     gc.freeze()  # what was imported is not looked through again, a third of a second each time
+    gc.enable()
 
 
 def script(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend("pretend")
@@ -35,7 +35,7 @@ class PretendGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
+        tensors = _tensors_of(args, kwargs)
         device = kwargs.get("device")
         is_asked = device is not None and torch.device(device).type == GPU.type
         if not is_asked and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
@@ -57,9 +57,9 @@ class PretendGpu(TorchDispatchMode):
             if device is not None and not is_asked:  # what the host got: numbers that it can go on with
                 return torch.zeros(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
         with _FAKE:
-            return function(
-                *tree_map_only(torch.Tensor, _as_fake, args), **tree_map_only(torch.Tensor, _as_fake, kwargs)
-            )
+            if not all(isinstance(tensor, FakeTensor) for tensor in tensors):
+                args, kwargs = tree_map_only(torch.Tensor, _as_fake, (args, kwargs))
+            return function(*args, **kwargs)
 
     def _look(self, name: str, args: Any, kwargs: Any) -> None:
         if name in _WAITS:
@@ -90,6 +90,12 @@ class PretendGpu(TorchDispatchMode):
         ]
         places = [f"{frame.filename.rsplit('/', 1)[1]}:{frame.name}" for frame in reversed(frames)]
         self.waits[kind, places[0] if places else "?"] += 1
+
+
+def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """No operator has them deeper than in a list, and pytree takes a tenth of the time of all that is done here."""
+    given = (one for many in (*args, *kwargs.values()) for one in (many if isinstance(many, (list, tuple)) else (many,)))
+    return [one for one in given if isinstance(one, torch.Tensor)]
 
 
 def _as_fake(tensor: torch.Tensor) -> torch.Tensor:
