@@ -94,7 +94,9 @@ class PretendGpu(TorchDispatchMode):
 
 def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """No operator has them deeper than in a list, and pytree takes a tenth of the time of all that is done here."""
-    given = (one for many in (*args, *kwargs.values()) for one in (many if isinstance(many, (list, tuple)) else (many,)))
+    given = (
+        one for many in (*args, *kwargs.values()) for one in (many if isinstance(many, (list, tuple)) else (many,))
+    )
     return [one for one in given if isinstance(one, torch.Tensor)]
 
 

@@ -76,6 +76,19 @@ def test_items_that_bfloat16_does_not_tell_apart_are_ranked_without_it(monkeypat
     assert [dtype for dtype, _ in passes].count(torch.bfloat16) == 1
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 25], ids=["copies", "in place"])
+def test_items_beyond_the_cache_and_within_it_are_rescored_alike(monkeypatch, cache_bytes):
+    """Users without an item left and such that are not in one piece; parts of a few users."""
+    monkeypatch.setattr(module, "_SHARED_CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(module, "_CACHE_BYTES", 8 * 7 * 40 * 3)
+    generator = torch.Generator().manual_seed(0)
+    users_BK, items_nK = torch.randn(20, 14, generator=generator)[:, ::2], torch.randn(40, 7, generator=generator)
+    seen_BN = torch.rand(20, 40, generator=generator) < torch.linspace(0, 1, 20)[:, None]
+    seen = torch.cat([torch.zeros(1, dtype=torch.int64), seen_BN.sum(1).cumsum(0)]), seen_BN.nonzero()[:, 1]
+    assert_same(ExactTopk(items_nK)(users_BK, 10, seen), whole(users_BK, items_nK, 10, seen))
+    assert_same(ExactTopk(items_nK)(users_BK[:0], 10), whole(users_BK[:0], items_nK, 10, None))
+
+
 def passes_of(monkeypatch):
     """(dtype, users) of each ranking from now on."""
     passes = []

@@ -142,7 +142,7 @@ def _keys_by_groups(scores_BT: torch.Tensor, start: int, k: int, tiles: _Tiles) 
         return None
     groups = scores_BT.shape[1] // size
     maxima = scores_BT[:, : size * groups].unflatten(1, (size, groups)).amax(1)
-    bar_B1 = maxima.topk(k, dim=1).values[:, -1:]
-    if not bar_B1.isfinite().all():  # too few are left in, or too many have no number
+    bar_B1 = maxima.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    if not bar_B1.isfinite().all():  # too few are left in, or some have no number
         return None
     return _keys_where(tiles.beyond(scores_BT, bar_B1, or_equal=True), scores_BT, start, _FEW * k)
