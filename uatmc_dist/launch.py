@@ -67,8 +67,8 @@ def _train(config: Config, overwrite: bool) -> NoReturn:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
     warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
     # Imported late: --help and a wrong option are answered at once, torch and TorchRec take seconds. What they bring
-    # stays for good: the collector looks through it neither now, a fifth of the time, nor in the middle of a step, where
-    # a rank that does so for 0.1 s keeps all others waiting.
+    # stays for good: the collector looks through it neither now, a fifth of the time, nor in the middle of a step,
+    # where a rank that does so for 0.1 s keeps all others waiting.
     gc.disable()
     from uatmc_dist import embedded
     from uatmc_dist.parallel import process_group
