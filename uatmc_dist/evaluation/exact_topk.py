@@ -3,13 +3,13 @@
 B  users    n  items    K  width of an embedding    c  candidates
 """
 
-import warnings
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from uatmc_dist.devices import multiplies_bfloat16
+from uatmc_dist.models.propagation import csr_tensor
 from uatmc_kernels import topk_all_items
 
 _CACHE_BYTES, _SHARED_CACHE_BYTES = 1 << 21, 1 << 25
@@ -135,12 +135,9 @@ def _products_in_place(users_BK: torch.Tensor, items_nK: torch.Tensor, ids_Bc: t
     they are in a cache."""
     (num_users, num_candidates), num_items = ids_Bc.shape, len(items_nK)
     offsets = torch.arange(0, ids_Bc.numel() + 1, num_candidates)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10
-        asked = torch.sparse_csr_tensor(
-            *(offsets, ids_Bc.reshape(-1), items_nK.new_zeros(ids_Bc.numel()), (num_users, num_items)),
-            check_invariants=False,  # a user may have an item twice
-        )
+    zero_E = items_nK.new_zeros(ids_Bc.numel())
+    # Not looked at by torch: a user may have an item twice.
+    asked = csr_tensor(offsets, ids_Bc.reshape(-1), zero_E, (num_users, num_items))
     return torch.sparse.sampled_addmm(asked, users_BK.double(), items_nK.T).values().view(ids_Bc.shape).float()
 
 

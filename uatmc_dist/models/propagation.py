@@ -61,9 +61,16 @@ def csr(row_E: torch.Tensor, column_E: torch.Tensor, value_E: torch.Tensor, shap
     order = torch.argsort(row_E * shape[1] + column_E)
     offsets = torch.zeros(shape[0] + 1, dtype=torch.int64)
     offsets[1:] = torch.bincount(row_E, minlength=shape[0]).cumsum(0)
+    return csr_tensor(offsets, column_E[order], value_E[order], shape)
+
+
+def csr_tensor(
+    offsets: torch.Tensor, column_E: torch.Tensor, value_E: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """From rows that are in order, without torch's warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10; invariants hold by construction
-        return torch.sparse_csr_tensor(offsets, column_E[order], value_E[order], shape)
+        return torch.sparse_csr_tensor(offsets, column_E, value_E, shape)
 
 
 class _SparseProduct(torch.autograd.Function):
