@@ -45,6 +45,13 @@ TINY = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        nursery_opened = nursery.opened()
+        nursery_opened.__enter__()
+        config.add_cleanup(lambda: nursery_opened.__exit__(None, None, None))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def lasting_imports() -> None:
     """What all modules have imported by now is not looked through for garbage again and again."""

@@ -1,15 +1,19 @@
 """Ranks that start at once: they are forked from a process that has imported torch, TorchRec and the trainer already.
 
 Each of these imports takes some five seconds of a core, and the tests start hundreds of ranks. What a user's start adds
-is tested where the tests start that: in the clusters of tests/hosts and tests/slurm, and from tests/end_to_end. On a
-machine with a GPU each of them imports for itself.
+is tested where the tests start that: in the cluster of tests/slurm and from tests/end_to_end. On a machine with a GPU
+each of them imports for itself.
+
+The process that pytest is started in keeps the nursery, and forks for its workers as well.
 """
 
 import contextlib
+import ctypes
 import gc
 import json
 import multiprocessing
 import os
+import pickle
 import runpy
 import shutil
 import signal
@@ -21,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from unittest import mock
 
@@ -46,6 +51,64 @@ _FORKS.set_forkserver_preload(
         ),
     ]
 )
+_DOOR = "UATMC_TESTS_NURSERY"
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[None]:
+    """Forks for this process and those it starts."""
+    with tempfile.TemporaryDirectory() as folder, Listener(str(Path(folder) / "door"), "AF_UNIX", backlog=64) as door:
+        os.environ[_DOOR] = str(door.address)
+        threading.Thread(target=_keep, args=(door,), daemon=True).start()
+        yield
+
+
+def _keep(door: Listener) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        while True:
+            threading.Thread(target=_look_after_one, args=(door.accept(),), daemon=True).start()
+
+
+def _look_after_one(asking: Connection) -> None:
+    with asking, contextlib.suppress(EOFError, OSError):  # whoever asked may be gone
+        process = _FORKS.Process(target=_called, args=(asking.recv_bytes(),))
+        # One thread: the server reads this when it starts, and its torch when that is imported.
+        with _one_at_a_time, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            process.start()
+        asking.send(process.pid)
+        process.join()
+        asking.send(process.exitcode)
+
+
+def _called(pickled: bytes) -> None:
+    target, arguments = pickle.loads(pickled)
+    target(*arguments)
+
+
+class _Fork:
+    """A function's call in a forked process."""
+
+    def __init__(self, target: Callable[..., None], *arguments: object) -> None:
+        self._nursery = Client(os.environ[_DOOR], "AF_UNIX")
+        self._nursery.send_bytes(pickle.dumps((target, arguments)))
+        self.pid: int = self._nursery.recv()
+        self._status: int | None = None
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it runs."""
+        self.join(0)
+        return self._status
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._status is None and self._nursery.poll(timeout):
+            self._status = self._nursery.recv()
+            self._nursery.close()
+
+    def send_signal(self, number: int) -> None:
+        if self.exitcode is None:
+            os.kill(self.pid, number)
 
 
 def run(
@@ -60,20 +123,18 @@ def run(
         processes = []
         for place, output in zip(places, outputs, strict=True):
             variables = {**environment, **meeting, **place} if ranks > 1 else environment
-            processes.append(_FORKS.Process(target=_rank, args=(arguments, folder, variables, output)))
-        for process in processes:
-            _start(process)
+            processes.append(_Fork(_rank, arguments, folder, variables, output))
         deadline, status = time.monotonic() + timeout, 0
         while any(process.exitcode is None for process in processes):
             failed = [process.exitcode for process in processes if process.exitcode]
             if (failed or time.monotonic() > deadline) and not status:
                 status = failed[0] if failed else -1
                 for process in processes:
-                    process.terminate()
+                    process.send_signal(signal.SIGTERM)
                 deadline = time.monotonic() + 30
             elif status and time.monotonic() > deadline:
                 for process in processes:
-                    process.kill()
+                    process.send_signal(signal.SIGKILL)
             time.sleep(0.02)
         status = status or next((process.exitcode for process in processes if process.exitcode), 0)
         stdout, stderr = (
@@ -89,11 +150,8 @@ if {name!r} == "python" and sys.argv[1:3] != ["-m", "torch.distributed.run"]:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as door:
     door.connect({door!r})
-    door.sendall(json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
-    done = json.loads(door.makefile().read())
-sys.stdout.write(done["stdout"])
-sys.stderr.write(done["stderr"])
-sys.exit(done["status"])
+    door.sendall(json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid()]).encode() + b"\\n")
+    sys.exit(int(door.makefile().read()))
 """
 
 
@@ -104,14 +162,12 @@ def shims(folder: Path, uatmc: Path) -> Iterator[Path]:
 
     class Asked(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            name, words, where, environment = json.loads(self.rfile.readline())
-            ranks, arguments = 1, [str(uatmc), *words]
-            if name == "python":
-                places = [index for index, word in enumerate(words) if word.startswith("--nproc_per_node=")]
-                ranks, arguments = int(words[places[0]].partition("=")[2]), words[places[0] + 1 :]
-            done = run(ranks, arguments, Path(where), environment, timeout=600)
-            answer = {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
-            self.wfile.write(json.dumps(answer).encode())
+            name, words, where, environment, asking = json.loads(self.rfile.readline())
+            program, words = (torchrun, words[2:]) if name == "python" else (script, [str(uatmc), *words])
+            process = _Fork(_instead_of, asking, program, words, Path(where), environment)
+            process.join()
+            with contextlib.suppress(BrokenPipeError):  # whoever asked may be gone
+                self.wfile.write(str(process.exitcode).encode())
 
     door = str(folder / "door")
     for name in ("uatmc", "python"):
@@ -130,9 +186,7 @@ class Started:
         self, program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str]
     ) -> None:
         self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115, it is there as long as this is
-        arguments = program, words, folder, environment, Path(self._output.name)
-        self._process = _FORKS.Process(target=_alone, args=arguments)
-        _start(self._process)
+        self._process = _Fork(_alone, program, words, folder, environment, Path(self._output.name))
 
     def poll(self) -> int | None:
         """Its exit status, where it has ended."""
@@ -142,31 +196,25 @@ class Started:
         return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
 
     def terminate(self) -> None:
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
 
     def ranks(self) -> list[psutil.Process]:
         """Of torchrun, in rank order."""
-        assert self._process.pid is not None
         return sorted(psutil.Process(self._process.pid).children(), key=lambda child: (child.create_time(), child.pid))
 
     def finish(self, timeout: float) -> tuple[int | None, str]:
         """Exit status, and what all of it printed."""
         self._process.join(timeout)
         if self.poll() is None:
-            for process in (*self.ranks(), self._process):
-                process.kill()
+            for rank in self.ranks():
+                rank.kill()
+            self._process.send_signal(signal.SIGKILL)
             self._process.join()
         return self.poll(), self.printed()
 
 
 def _stream(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name}.{name}")
-
-
-def _start(process: multiprocessing.Process) -> None:
-    """One thread: the server reads this when it starts, and its torch when that is imported."""
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
-        process.start()
 
 
 def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
@@ -178,6 +226,17 @@ def _alone(
     program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str], output: Path
 ) -> None:
     _become(folder, environment, output, output)
+    program(words)
+
+
+def _instead_of(
+    asking: int, program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str]
+) -> None:
+    """In the network of the process that asked for it, and what is printed goes where that one prints."""
+    with Path(f"/proc/{asking}/ns/net").open() as network:
+        if os.fstat(network.fileno()).st_ino != Path("/proc/self/ns/net").stat().st_ino:
+            assert ctypes.CDLL(None).setns(network.fileno(), 0) == 0
+    _become(folder, environment, *(Path(f"/proc/{asking}/fd/{number}") for number in (1, 2)))
     program(words)
 
 
