@@ -39,6 +39,21 @@ def browser():
         browser.close()
 
 
+_ONE_OF_EACH_KIND = """() => {
+    const look = cell => [cell.tagName, cell.className, cell.getAttribute("style"), !cell.textContent.trim()];
+    for (const table of document.querySelectorAll("article table")) {
+        const count = new Map();
+        for (const row of [...table.tBodies[0].rows]) {
+            const kind = JSON.stringify([row, ...row.querySelectorAll("*")].map(look));
+            count.set(kind, (count.get(kind) || 0) + 1);
+            if (count.get(kind) > 2) row.remove();
+        }
+    }
+}"""
+"""Of a table's rows that are alike in elements, classes and styles two stay: a page of results has some thousand cells,
+and axe looks at what is behind each."""
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
 def test_every_kind_of_page_is_accessible_and_quiet(address, browser, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
@@ -56,6 +71,7 @@ def test_every_kind_of_page_is_accessible_and_quiet(address, browser, scheme, wi
             drawn = page.eval_on_selector_all(".plot", "plots => plots.map(p => p.querySelectorAll('.point').length)")
             assert len(drawn) >= 5 and all(count >= 6 for count in drawn)
         if width > 1000:
+            page.evaluate(_ONE_OF_EACH_KIND)
             found = Axe().run(page).response["violations"]
             for one in found:
                 if one["impact"] in ("serious", "critical"):
