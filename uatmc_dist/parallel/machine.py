@@ -157,10 +157,15 @@ def measured_with_ranks(ranks: int, batch: int, embedding_dim: int, rows: int) -
     """`measured` in a group of so many new processes on this machine, each with its share of the cores."""
     if ranks == 1:
         return measured(batch, embedding_dim, rows)
-    context = torch.multiprocessing.get_context("spawn")
+    # One process imports for all of them, and all that they need.
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "fbgemm_gpu.split_table_batched_embeddings_ops_training"])
     result = context.SimpleQueue()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(_measure_as_rank, (ranks, store.port, result, batch, embedding_dim, rows), nprocs=ranks)
+    sizes = batch, embedding_dim, rows
+    torch.multiprocessing.start_processes(
+        _measure_as_rank, (ranks, store.port, result, *sizes), nprocs=ranks, start_method="forkserver"
+    )
     return result.get()
 
 
