@@ -33,15 +33,16 @@ PATH = Path(_launch_table.__file__)
 _HEADER = '''"""Launches by (architecture, width, dtype), made by `python -m benchmarks.kernels.launch_table`.
 
 Each entry: owners of a tile, rows of the stream in a tile, columns of one product, columns of one output slice,
-warps, stages. The width is K for the score passes, d for the kernels that work by rows. Every entry compiles
-without spills to its architecture's tensor instructions (docs/kernels.md).
+warps, stages, whether what can be is computed once before the loop. The width is K for the score passes, d for the
+kernels that work by rows. Every entry compiles without spills to its architecture's tensor instructions
+(docs/kernels.md).
 """
 
-TABLE: dict[str, dict[tuple[int, int, str], tuple[int, int, int, int, int, int]]] = {
+TABLE: dict[str, dict[tuple[int, int, str], tuple[int, int, int, int, int, int, bool]]] = {
 '''
 _BY_ROWS = ("coordinate", "perturb", "perturbed_content")
 _WITHOUT_SLICES = ("loss", "logsumexp", "softmax_change", "topk_64", "topk_128", "count_above")
-_GIVE_UP = Launch(16, 16, 16, 16, 4, 2)
+_GIVE_UP = Launch(16, 16, 16, 16, 4, 2, hoist=False)
 _LEANER = 0.97
 _TIMED = 6
 """Each is compiled anew for the GPU, which takes seconds."""
@@ -89,9 +90,10 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     for out_k in slices:
         for block_owner, block_stream, num_warps in shapes:
             for block_k in products:
-                yield Launch(block_owner, block_stream, block_k, out_k, num_warps, 2)
+                for hoist in (True, False) if "HOIST" in VARIANTS[variant].kernel.arg_names else (True,):
+                    yield Launch(block_owner, block_stream, block_k, out_k, num_warps, 2, hoist)
     for out_k, block_k in ((32, 32), (32, 16), (16, 16)):
-        yield Launch(64, 0 if variant in _BY_ROWS else 16, block_k, out_k, 4, 2)
+        yield Launch(64, 0 if variant in _BY_ROWS else 16, block_k, out_k, 4, 2, hoist=True)
 
 
 def cost(case: Case, launch: Launch) -> float | None:

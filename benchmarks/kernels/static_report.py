@@ -39,7 +39,7 @@ BEGIN, END = "<!-- static report: begin -->", "<!-- static report: end -->"
 _STAMP = "<!-- made from {} -->"
 _CHECKED_WIDTH = 128
 _HEADER = (
-    "| kernel | arch | width | dtype | tile | KC, KO | warps | registers | shared KiB | blocks/SM "
+    "| kernel | arch | width | dtype | tile | KC, KO | hoists | warps | registers | shared KiB | blocks/SM "
     "| LDL+STL | tensor | MUFU/score | instr./score | with `seen`: LDL+STL |"
 )
 
@@ -90,7 +90,8 @@ def line(case: Case, plain: Compiled, with_seen: Compiled | None) -> str:
     scores = plain.scores_per_pass
     return (
         f"| {case.variant} | sm_{case.architecture} | {case.width} | {case.dtype} | {tile} "
-        f"| {min(launch.block_k, case.width)}, {min(launch.out_k, case.width)} | {launch.num_warps} "
+        f"| {min(launch.block_k, case.width)}, {min(launch.out_k, case.width)} "
+        f"| {_hoists(case)} | {launch.num_warps} "
         f"| {plain.registers} | {plain.shared_memory / 1024:.0f} "
         f"| {plain.blocks_per_multiprocessor(case.architecture)} | {plain.spills} "
         f"| {plain.instructions[tensor]} {tensor} "
@@ -98,6 +99,12 @@ def line(case: Case, plain: Compiled, with_seen: Compiled | None) -> str:
         f"| {f'{plain.issued_per_pass / scores:.1f}' if scores else '-'} "
         f"| {with_seen.spills if with_seen else '-'} |"
     )
+
+
+def _hoists(case: Case) -> str:
+    if "HOIST" not in VARIANTS[case.variant].kernel.arg_names:
+        return "-"
+    return "yes" if case.launch.hoist else "no"
 
 
 def without_seen(row: str) -> str:

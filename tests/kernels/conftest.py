@@ -57,12 +57,12 @@ def what_the_interpreter_does_again_and_again():
 @pytest.fixture
 def long_stream(triton_device, monkeypatch) -> int:
     """So many rows that a single program flushes its sums more than once; fewer where that is interpreted."""
-    from uatmc_kernels.triton import _launches, _softmax, _sweeps, bpr_all_items, logsumexp_all_items
+    from uatmc_kernels.triton import _launches, _math, _softmax, _sweeps, bpr_all_items, logsumexp_all_items
 
     monkeypatch.setattr(_launches, "_wanted_programs", lambda like: 1)
     if triton_device == "cuda":
         return 4200
-    for module in (_softmax, _sweeps, bpr_all_items, logsumexp_all_items):
+    for module in (_math, _softmax, _sweeps, bpr_all_items, logsumexp_all_items):
         monkeypatch.setattr(module, "FLUSH", type(module.FLUSH)(128))
     return 300
 
@@ -79,6 +79,6 @@ def small_tiles(monkeypatch, request):
     if "triton_device" in request.fixturenames:
         from uatmc_kernels.triton import _launches
 
-        small = {key: (32, 32, 16, 32, 4, 2) for key in next(iter(_launches.TABLE.values()))}
+        small = {key: (32, 32, 16, 32, 4, 2, True) for key in next(iter(_launches.TABLE.values()))}
         if not torch.cuda.is_available():  # tensor instructions want their own tile shapes
             monkeypatch.setattr(_launches, "TABLE", {name: small for name in _launches.TABLE})

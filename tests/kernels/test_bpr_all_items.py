@@ -82,6 +82,23 @@ def test_scores_that_are_all_equal_do_not_overflow(triton_device, implementation
     assert max(worst_errors(ours, truths)) < 4 * SPLIT
 
 
+@pytest.mark.real_tiles
+@pytest.mark.parametrize("implementation", ["triton", "triton_atomic"])
+@pytest.mark.parametrize("score", [0.0, 3e-8, torch.nan])
+def test_rows_of_128_equal_scores(triton_device, monkeypatch, implementation, score):
+    """The largest tiles: the product of 128 factors of 2 is infinite, of a little less it may be; NaN stays NaN."""
+    from uatmc_kernels.triton import _launches
+
+    launch = dict.fromkeys(next(iter(_launches.TABLE.values())), (128, 128, 32, 32, 8, 2, True))
+    monkeypatch.setattr(_launches, "TABLE", dict.fromkeys(_launches.TABLE, launch))
+    users, items = torch.full((3, 1), score), torch.ones(260, 1)
+    inputs = users, items, torch.zeros(3), torch.tensor([-1, 0, 259])
+    truths = derivatives(tuple(t.double() if t.is_floating_point() else t for t in inputs), "reference", second=False)
+    ours = derivatives(on(triton_device, *inputs), implementation, second=False)
+    for result, truth in zip(ours, truths, strict=True):
+        torch.testing.assert_close(result, truth, rtol=2 * SPLIT, atol=0, equal_nan=True)
+
+
 def test_long_streams_are_flushed_from_registers(triton_device, long_stream):
     inputs = problem(2, long_stream, 3, torch.float32)
     seen = known_positives(2, long_stream, share=0.03)

@@ -319,7 +319,7 @@ def test_instructions_are_those_of_the_static_report():
             # Every slice of the output's columns is a sweep of its own.
             of_output = width // 2 if kernel == "hvp" else width
             slices = of_output // min(int(columns[1].split(", ")[1]), of_output)
-            assert slices * float(columns[9]) == pytest.approx(count)
+            assert slices * float(columns[10]) == pytest.approx(count)
 
 
 def test_a_cpu_is_measured():

@@ -76,14 +76,14 @@ LIMITS = {
 # the compiled kernels (docs/kernels.md, "What they compile to"), times the slices of their output, each of which is a
 # sweep of its own; a width in between takes the next one.
 H100_INSTRUCTIONS: dict[tuple[Precision, int], tuple[float, float, float]] = {
-    ("bf16", 32): (21.4, 13.4, 22.5),
-    ("bf16", 64): (21.8, 13.7, 22.9),
-    ("bf16", 128): (22.6, 16.1, 28.6),
-    ("bf16", 256): (31.4, 26.7, 35.7),
-    ("fp32", 32): (29.9, 25.2, 40.4),
-    ("fp32", 64): (35.8, 28.7, 44.5),
-    ("fp32", 128): (43.5, 44.8, 59.6),
-    ("fp32", 256): (309.0, 191.8, 246.6),
+    ("bf16", 32): (20.0, 13.4, 22.5),
+    ("bf16", 64): (20.2, 13.7, 22.9),
+    ("bf16", 128): (20.7, 16.1, 24.0),
+    ("bf16", 256): (31.4, 26.7, 31.7),
+    ("fp32", 32): (28.3, 25.2, 40.4),
+    ("fp32", 64): (30.9, 28.5, 44.5),
+    ("fp32", 128): (43.5, 44.8, 51.8),
+    ("fp32", 256): (309.0, 165.2, 150.6),
 }
 
 

@@ -31,6 +31,9 @@ class Launch:
     """Columns of the output that one program makes; a wider row takes several programs."""
     num_warps: int
     num_stages: int
+    hoist: bool
+    """Of the sweeps: compute once, before the loop over the stream, what can be. It takes registers as long as the loop
+    runs, so that where tiles are tight larger ones fit without."""
 
     @property
     def options(self) -> dict[str, Any]:

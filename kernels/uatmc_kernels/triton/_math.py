@@ -11,6 +11,7 @@ from uatmc_kernels._dispatch import is_interpreted
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LARGEST = tl.constexpr(3.4028234663852886e38)
 # The interpreter (CPU) knows no inline assembly.
 INTERPRETED = tl.constexpr(is_interpreted())
 # Sums over the stream are flushed from registers after this many rows: errors grow with 4096 + N / 4096, not N.
@@ -81,13 +82,17 @@ def _one_plus(a, b):
 
 @triton.jit
 def softplus_sums(x, z, axis: tl.constexpr):
-    """Sums of softplus over an axis of at most 64, in base 2, from x and z = 2^-|x|: one logarithm a row.
+    """Sums of softplus over an axis of at most 128, in base 2, from x and z = 2^-|x|: one logarithm a row.
 
     q with 1 + q = product of (1 + z) is exact also where every z is tiny, as for most items of a catalog. Where all
-    scores are equal each factor is 2, and of 128 of them the product is infinite.
+    scores are equal each factor is 2; of 128 of them the product is infinite, and its logarithm that of the largest
+    number, to a unit in the last place: no other product of 128 is.
     """
-    tl.static_assert(x.shape[axis] <= 64, "the product of a row may be infinite")
-    return tl.sum(tl.maximum(x, 0.0), axis) + log2_1p(tl.reduce(z, axis, _one_plus))
+    tl.static_assert(x.shape[axis] <= 128, "the product of a row may be infinite")
+    q = tl.reduce(z, axis, _one_plus)
+    if x.shape[axis] > 64:
+        q = tl.minimum(q, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.sum(tl.maximum(x, 0.0), axis) + log2_1p(q)
 
 
 @triton.jit
@@ -141,6 +146,33 @@ def put_rows(
     rows = tl.arange(0, ROWS)
     tile = base + (tl.cast(first, tl.int64) * STRIDE + k) + (rows[:, None] * STRIDE + columns[None, :])
     put(tile, value, (first + rows < num_rows)[:, None] & (k + columns < WIDTH)[None, :], ACCUMULATE)
+
+
+@triton.jit
+def load_users(positive, skip, users, num_users, axis: tl.constexpr):
+    """(positive's score in base 2, item left out) of users, expanded along an axis. Beyond the last user the score is
+    infinite: all that follows from it is zero."""
+    here = users < num_users
+    shift = tl.expand_dims(tl.load(positive + users, mask=here, other=float("inf")), axis) * LOG2E
+    return shift, tl.expand_dims(tl.load(skip + users, mask=here, other=-1), axis)
+
+
+@triton.jit
+def tiles_of(chunk, stop, RAGGED: tl.constexpr, OWNER_IS_USER: tl.constexpr, BS: tl.constexpr):
+    """(begin, end) of the loop over a chunk's tiles, at most FLUSH rows. Where users are owners it goes over whole
+    tiles, and RAGGED over the last one of the stream, which alone asks which of its columns there are."""
+    edge = tl.minimum(chunk + FLUSH, stop)
+    whole = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
+    return (whole, edge) if RAGGED else (chunk, whole)
+
+
+@triton.jit
+def kept_of(skipped, first, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
+    """What [users, BS] of a tile of items count: not that of the item left out; RAGGED: none beyond the last."""
+    kept = tl.arange(0, BS)[None, :] != skipped - first
+    if RAGGED:
+        kept = kept & (first + tl.arange(0, BS) < stop)[None, :]
+    return kept
 
 
 @triton.jit

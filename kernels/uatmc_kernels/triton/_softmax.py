@@ -5,7 +5,7 @@ base 2, and users beyond the last have an infinite shift, so that their share is
 
     BO  owners of a tile             BS  rows of the stream in a tile
     KC  columns of one product of the scores           DC  the same of the changes
-    VO  columns of one output slice
+    VO  columns of one output slice                    HOIST  as there
 """
 
 import triton
@@ -17,12 +17,15 @@ from uatmc_kernels.triton._math import (
     dot,
     exp2,
     first_entry,
+    kept_of,
     leave_out,
     load_rows,
+    load_users,
     narrow,
     opaque,
     put,
     put_rows,
+    tiles_of,
 )
 from uatmc_kernels.triton._sweeps import products
 
@@ -47,6 +50,7 @@ def logsumexp(
     BO: tl.constexpr,
     BS: tl.constexpr,
     KC: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Largest score (base 2) of each user and the sum of 2^(score - largest), carried along; users own tiles.
@@ -70,24 +74,15 @@ def logsumexp(
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         # Long sums in two steps: errors grow with FLUSH / BS + N / FLUSH additions, not with N / BS.
         part = tl.zeros([BO], tl.float32)
-        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
-        edge = tl.minimum(chunk + FLUSH, stop)
-        whole_tiles = chunk + (edge - chunk) // BS * BS
         for RAGGED in tl.static_range(2):
-            for first in tl.range(
-                whole_tiles if RAGGED else chunk,
-                edge if RAGGED else whole_tiles,
-                BS,
-                disable_licm=PRECISION == "bf16x3",
-            ):
+            begin, end = tiles_of(chunk, stop, RAGGED, True, BS)
+            for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, _ = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
                 columns = first + tl.arange(0, BS)
-                kept = tl.arange(0, BS)[None, :] != skipped - first
-                if RAGGED:
-                    kept = kept & (columns < stop)[None, :]
+                kept = kept_of(skipped, first, stop, RAGGED, BS)
                 if item_offset is not None:
                     scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
                 x = tl.where(kept, scores * LOG2E, float("-inf"))
@@ -141,6 +136,7 @@ def softmax_sweep(
     KC: tl.constexpr,
     DC: tl.constexpr,
     VO: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Sums over the stream with p = exp(score - shift of the user), for one side's rows.
@@ -162,8 +158,7 @@ def softmax_sweep(
             whole_change = load_rows(owner_change, owner, num_owners, OWNER_CHANGE_STRIDE, 0, D, BO, DC)
     if OWNER_IS_USER:
         of_users = rows < num_owners
-        shift = tl.load(positive + rows, mask=of_users, other=0.0)[:, None] * LOG2E
-        skipped = tl.load(skip + rows, mask=of_users, other=-1)[:, None]
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
         if mean_change is not None:
             mean = tl.load(mean_change + rows, mask=of_users, other=0.0)[:, None]
     else:
@@ -177,16 +172,9 @@ def softmax_sweep(
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         sums = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, VO], tl.float32)
-        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
-        edge = tl.minimum(chunk + FLUSH, stop)
-        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
         for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            for first in tl.range(
-                whole_tiles if RAGGED else chunk,
-                edge if RAGGED else whole_tiles,
-                BS,
-                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
-            ):
+            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+            for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, _ = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
@@ -194,14 +182,11 @@ def softmax_sweep(
                 columns = first + tl.arange(0, BS)
                 here = columns < stop
                 if OWNER_IS_USER:
-                    kept = tl.arange(0, BS)[None, :] != skipped - first
-                    if RAGGED:
-                        kept = kept & here[None, :]
+                    kept = kept_of(skipped, first, stop, RAGGED, BS)
                     if item_offset is not None:
                         scores += tl.load(item_offset + columns, mask=here, other=0.0)[None, :]
                 else:
-                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    shift, skipped = load_users(positive, skip, columns, stop, 0)
                     kept = rows[:, None] != skipped
                     if item_offset is not None:
                         scores += own_offset
@@ -227,9 +212,9 @@ def softmax_sweep(
                     tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
                     gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
         first_out, first_v = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * VO
-        end = first_out - owner + num_owners
+        end_out = first_out - owner + num_owners
         if sums_out is not None:
             out = first_out + tl.arange(0, BO)
-            put(sums_out + out, sums, out < tl.where(first_v == 0, end, 0), ACCUMULATE)
+            put(sums_out + out, sums, out < tl.where(first_v == 0, end_out, 0), ACCUMULATE)
         if values is not None:
-            put_rows(gradient_out, first_out, end, V, first_v, gradient, V, BO, VO, ACCUMULATE)
+            put_rows(gradient_out, first_out, end_out, V, first_v, gradient, V, BO, VO, ACCUMULATE)

@@ -4,11 +4,11 @@ x_os = owner . stream - positive score, in base 2; users beyond the last have an
 x is -inf and all that follows from it zero. Owners are users or items; every program keeps the sums of its
 owners in registers, so that nothing of size B x N is written and no two programs add to one address. Where users
 are owners, RAGGED is the pass over the last tile of the stream, which alone asks which of its columns there are.
-disable_licm: what could be computed once before a loop would take registers as long as it runs; above all in float32,
-which goes as two parts, that would mean smaller tiles.
+disable_licm: what could be computed once before a loop takes registers as long as it runs, and may mean smaller tiles.
 
     BO  owners of a tile             BS  rows of the stream in a tile
     KC  columns of one product       KO  columns of one output slice
+    HOIST  whether what can be computed once before the loop over the stream is
 """
 
 import triton
@@ -21,8 +21,10 @@ from uatmc_kernels.triton._math import (
     dot,
     exp2,
     first_entry,
+    kept_of,
     leave_out,
     load_rows,
+    load_users,
     narrow,
     opaque,
     put,
@@ -30,6 +32,7 @@ from uatmc_kernels.triton._math import (
     reciprocal,
     sigmoid,
     softplus_sums,
+    tiles_of,
 )
 
 
@@ -91,6 +94,7 @@ def sweep(
     BS: tl.constexpr,
     KC: tl.constexpr,
     KO: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """First order: loss and sum of sigma of each owner (users), and the gradient sigma . stream.
@@ -107,8 +111,7 @@ def sweep(
     if KC >= K:
         whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
     if OWNER_IS_USER:
-        shift = tl.load(positive + rows, mask=rows < num_owners, other=0.0)[:, None] * LOG2E
-        skipped = tl.load(skip + rows, mask=rows < num_owners, other=-1)[:, None]
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if keys is not None:
@@ -118,29 +121,18 @@ def sweep(
         loss = tl.zeros([BO], tl.float32)
         sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
-        edge = tl.minimum(chunk + FLUSH, stop)
-        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
         for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            for first in tl.range(
-                whole_tiles if RAGGED else chunk,
-                edge if RAGGED else whole_tiles,
-                BS,
-                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
-            ):
+            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+            for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, tile = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
                 columns = first + tl.arange(0, BS)
                 if OWNER_IS_USER:
-                    kept = tl.arange(0, BS)[None, :] != skipped - first
-                    if RAGGED:
-                        kept = kept & (columns < stop)[None, :]
+                    kept = kept_of(skipped, first, stop, RAGGED, BS)
                 else:
-                    here = columns < stop
-                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    shift, skipped = load_users(positive, skip, columns, stop, 0)
                     kept = rows[:, None] != skipped
                 x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
                 if keys is not None:
@@ -161,15 +153,15 @@ def sweep(
                         tile = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
                     gradient = dot(narrow(sigma, tile.dtype), tile, gradient, PRECISION)
         first_out, first_k = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * KO
-        end = first_out - owner + num_owners
+        end_out = first_out - owner + num_owners
         if WITH_LOSS:
             out = first_out + tl.arange(0, BO)
-            mine = out < tl.where(first_k == 0, end, 0)
+            mine = out < tl.where(first_k == 0, end_out, 0)
             put(loss_out + out, loss * LN2, mine, ACCUMULATE)
             if WITH_GRADIENT:
                 put(sigma_out + out, sigmas, mine, ACCUMULATE)
         if WITH_GRADIENT:
-            put_rows(gradient_out, first_out, end, K, first_k, gradient, K, BO, KO, ACCUMULATE)
+            put_rows(gradient_out, first_out, end_out, K, first_k, gradient, K, BO, KO, ACCUMULATE)
 
 
 @triton.jit
@@ -194,6 +186,7 @@ def atomic_sweep(
     BS: tl.constexpr,
     KC: tl.constexpr,
     KO: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Loss and all gradients from one sweep: items own tiles, what belongs to users is added by atomics.
@@ -210,15 +203,13 @@ def atomic_sweep(
         key_of_owner = tl.program_id(0).to(tl.int64) * (num_users + BS)
         entry = first_entry(keys, num_keys, key_of_owner)
     d_items = tl.zeros([BO, KO], tl.float32)
-    for first in range(0, num_users, BS):
+    for first in tl.range(0, num_users, BS, disable_licm=not HOIST):
         scores, tile = products(
             items, users, whole, owner, num_items, first, num_users,
             ITEM_STRIDE, USER_STRIDE, K, BO, BS, KC, PRECISION,
         )  # fmt: skip
         columns = first + tl.arange(0, BS)
-        here = columns < num_users
-        shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-        skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+        shift, skipped = load_users(positive, skip, columns, num_users, 0)
         kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
         x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
         if keys is not None:
@@ -270,6 +261,7 @@ def hvp(
     KC: tl.constexpr,
     DC: tl.constexpr,
     DO: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dA = sigma (1 - sigma) (tangent . content - tangent_positive); hvp = dA . content, row sums of dA by user.
@@ -294,7 +286,7 @@ def hvp(
             key_of_owner = tl.cast(owner_tile, tl.int64) * (num_users + BS)
             entry = first_entry(keys, num_keys, key_of_owner)
         result = tl.zeros([BO, DO], tl.float32)
-        for first in range(0, num_users, BS):
+        for first in tl.range(0, num_users, BS, disable_licm=not HOIST):
             scores, _ = products(
                 items, users, whole, owner, num_items, first, num_users,
                 ITEM_STRIDE, USER_STRIDE, K, BO, BS, KC, PRECISION,
@@ -305,8 +297,7 @@ def hvp(
             )  # fmt: skip
             columns = first + tl.arange(0, BS)
             here = columns < num_users
-            shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-            skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+            shift, skipped = load_users(positive, skip, columns, num_users, 0)
             of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
             kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
             x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
@@ -354,6 +345,7 @@ def second_order(
     BS: tl.constexpr,
     KC: tl.constexpr,
     KO: tl.constexpr,
+    HOIST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradient of sum_bj w sigma(x) t, with t = tangent . other side - tangent_positive, for one side's rows.
@@ -368,8 +360,7 @@ def second_order(
     rows = owner + tl.arange(0, BO)
     if OWNER_IS_USER:
         of_users = rows < num_owners
-        shift = tl.load(positive + rows, mask=of_users, other=0.0)[:, None] * LOG2E
-        skipped = tl.load(skip + rows, mask=of_users, other=-1)[:, None]
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
         weight = tl.load(weights + rows, mask=of_users, other=0.0)[:, None]
         of_positive = tl.load(tangent_positive + rows, mask=of_users, other=0.0)[:, None]
     start = split * per_split
@@ -381,28 +372,18 @@ def second_order(
         d_weights = tl.zeros([BO], tl.float32)
         d_sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        # Twice compiled: whole tiles, and the last one of the stream, where some columns are beyond it.
-        edge = tl.minimum(chunk + FLUSH, stop)
-        whole_tiles = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
         for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            for first in tl.range(
-                whole_tiles if RAGGED else chunk,
-                edge if RAGGED else whole_tiles,
-                BS,
-                disable_licm=OWNER_IS_USER and PRECISION == "bf16x3",
-            ):
+            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+            for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 columns = first + tl.arange(0, BS)
                 here = columns < stop
                 if not OWNER_IS_USER:
-                    shift = tl.load(positive + columns, mask=here, other=float("inf"))[None, :] * LOG2E
-                    skipped = tl.load(skip + columns, mask=here, other=-1)[None, :]
+                    shift, skipped = load_users(positive, skip, columns, stop, 0)
                     weight = tl.load(weights + columns, mask=here, other=0.0)[None, :]
                     of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
                     kept = rows[:, None] != skipped
                 else:
-                    kept = tl.arange(0, BS)[None, :] != skipped - first
-                    if RAGGED:
-                        kept = kept & here[None, :]
+                    kept = kept_of(skipped, first, stop, RAGGED, BS)
                 scores = tl.zeros([BO, BS], tl.float32)
                 change = tl.zeros([BO, BS], tl.float32)
                 for k in range(0, K, KC):
@@ -434,10 +415,10 @@ def second_order(
                     other = load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, slice_k, K, BS, KO)
                     gradient = dot(narrow(sigma * weight, other.dtype), other, gradient, PRECISION)
         first_out, first_k = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * KO
-        end = first_out - owner + num_owners
+        end_out = first_out - owner + num_owners
         if OWNER_IS_USER:
             out = first_out + tl.arange(0, BO)
-            mine = out < tl.where(first_k == 0, end, 0)
+            mine = out < tl.where(first_k == 0, end_out, 0)
             put(d_weights_out + out, d_weights, mine, ACCUMULATE)
             put(d_sigma_out + out, d_sigmas, mine, ACCUMULATE)
-        put_rows(gradient_out, first_out, end, K, first_k, gradient, K, BO, KO, ACCUMULATE)
+        put_rows(gradient_out, first_out, end_out, K, first_k, gradient, K, BO, KO, ACCUMULATE)

@@ -32,11 +32,11 @@ class Variant:
         return self.float32 if dtype == torch.float32 else "ieee"
 
     def block_arguments(self, launch: Launch, widths: dict[str, int]) -> dict[str, int]:
-        """Tile shapes for the widths K (scores), D (content), M (modalities) that the kernel takes.
+        """What the kernel takes of a launch, its tile shapes for the widths K (scores), D (content), M (modalities).
 
         A launch is made for its table's width; narrower rows need no wider columns.
         """
-        blocks = {"BO": launch.block_owner, "BS": launch.block_stream}
+        blocks = {"BO": launch.block_owner, "BS": launch.block_stream, "HOIST": launch.hoist}
         for letter, width in widths.items():
             narrow = max(16, next_power_of_2(width))
             blocks[f"{letter}C"] = min(launch.block_k, narrow)
