@@ -12,6 +12,8 @@ import torch
 import yaml
 from hypothesis import settings
 
+gc.disable()  # until all modules have been imported: `lasting_imports`
+
 if not torch.cuda.is_available():
     # Triton interprets its kernels on the CPU then. Read when Triton is first imported, which other packages do too.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -56,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def lasting_imports() -> None:
     """What all modules have imported by now is not looked through for garbage again and again."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,10 @@ _FORKS.set_forkserver_preload(
 )
 _DOOR = "UATMC_TESTS_NURSERY"
 _one_at_a_time = threading.Lock()
+_OF_THE_SERVER = {
+    "OMP_NUM_THREADS": "1",  # read when it starts, and by its torch when that is imported
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # of semaphores that a killed process has left: tests kill some
+}
 
 
 @contextlib.contextmanager
@@ -73,8 +77,7 @@ def _keep(door: Listener) -> None:
 def _look_after_one(asking: Connection) -> None:
     with asking, contextlib.suppress(EOFError, OSError):  # whoever asked may be gone
         process = _FORKS.Process(target=_called, args=(asking.recv_bytes(),))
-        # One thread: the server reads this when it starts, and its torch when that is imported.
-        with _one_at_a_time, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        with _one_at_a_time, mock.patch.dict(os.environ, _OF_THE_SERVER):
             process.start()
         asking.send(process.pid)
         process.join()
