@@ -71,6 +71,7 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
         products = [size for size in (256, 128, 64, 32) if size <= width]
     elif variant.startswith(("second_order", "softmax_second")):
         shapes = [(128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 8), (64, 64, 8), (64, 32, 4), (64, 32, 8)]
+        shapes += [(128, 16, 8), (64, 16, 4), (64, 16, 8)]  # narrow, so that a program makes all columns of the output
     else:
         shapes = [
             (256, 64, 8),
@@ -86,6 +87,7 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
             (64, 32, 8),
             (128, 16, 8),
             (64, 16, 4),
+            (64, 16, 8),
         ]
     for out_k in slices:
         for block_owner, block_stream, num_warps in shapes:
