@@ -12,8 +12,6 @@ import torch
 import yaml
 from hypothesis import settings
 
-gc.disable()  # until all modules have been imported: `lasting_imports`
-
 if not torch.cuda.is_available():
     # Triton interprets its kernels on the CPU then. Read when Triton is first imported, which other packages do too.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -48,6 +46,7 @@ TINY = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all modules have been imported: `lasting_imports`
     if "PYTEST_XDIST_WORKER" not in os.environ:
         nursery_opened = nursery.opened()
         nursery_opened.__enter__()
