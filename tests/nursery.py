@@ -110,8 +110,9 @@ class _Fork:
             self._nursery.close()
 
     def send_signal(self, number: int) -> None:
-        if self.exitcode is None:
-            os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it may end at any moment
+            if self.exitcode is None:
+                os.kill(self.pid, number)
 
 
 def run(
