@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from unittest import mock
 
@@ -80,7 +80,9 @@ def _look_after_one(asking: Connection) -> None:
         with _one_at_a_time, mock.patch.dict(os.environ, _OF_THE_SERVER):
             process.start()
         asking.send(process.pid)
-        process.join()
+        wait([process.sentinel])
+        with _one_at_a_time:  # a start asks after all processes; of two that ask after one, one is told 255
+            process.join()
         asking.send(process.exitcode)
 
 
