@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: a tiny catalog, a configuration for it, and torchrun."""
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -48,9 +49,9 @@ TINY = {
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all modules have been imported: `lasting_imports`
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        nursery_opened = nursery.opened()
-        nursery_opened.__enter__()
-        config.add_cleanup(lambda: nursery_opened.__exit__(None, None, None))
+        open_until_the_end = contextlib.ExitStack()
+        open_until_the_end.enter_context(nursery.opened())
+        config.add_cleanup(open_until_the_end.close)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -129,7 +129,8 @@ def run(
         processes = []
         for place, output in zip(places, outputs, strict=True):
             variables = {**environment, **meeting, **place} if ranks > 1 else environment
-            processes.append(_Fork(_rank, arguments, folder, variables, output))
+            streams = _stream(output, "stdout"), _stream(output, "stderr")
+            processes.append(_Fork(_alone, script, arguments, folder, variables, *streams))
         deadline, status = time.monotonic() + timeout, 0
         while any(process.exitcode is None for process in processes):
             failed = [process.exitcode for process in processes if process.exitcode]
@@ -192,7 +193,8 @@ class Started:
         self, program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str]
     ) -> None:
         self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115, it is there as long as this is
-        self._process = _Fork(_alone, program, words, folder, environment, Path(self._output.name))
+        output = Path(self._output.name)
+        self._process = _Fork(_alone, program, words, folder, environment, output, output)
 
     def poll(self) -> int | None:
         """Its exit status, where it has ended."""
@@ -223,15 +225,15 @@ def _stream(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name}.{name}")
 
 
-def _rank(arguments: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
-    _become(folder, environment, _stream(output, "stdout"), _stream(output, "stderr"))
-    script(arguments)
-
-
 def _alone(
-    program: Callable[[list[str]], None], words: list[str], folder: Path, environment: dict[str, str], output: Path
+    program: Callable[[list[str]], None],
+    words: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    stdout: Path,
+    stderr: Path,
 ) -> None:
-    _become(folder, environment, output, output)
+    _become(folder, environment, stdout, stderr)
     program(words)
 
 
@@ -242,8 +244,7 @@ def _instead_of(
     with Path(f"/proc/{asking}/ns/net").open() as network:
         if os.fstat(network.fileno()).st_ino != Path("/proc/self/ns/net").stat().st_ino:
             assert ctypes.CDLL(None).setns(network.fileno(), 0) == 0
-    _become(folder, environment, *(Path(f"/proc/{asking}/fd/{number}") for number in (1, 2)))
-    program(words)
+    _alone(program, words, folder, environment, Path(f"/proc/{asking}/fd/1"), Path(f"/proc/{asking}/fd/2"))
 
 
 def torchrun(words: list[str]) -> None:

@@ -39,7 +39,7 @@ def browser():
         browser.close()
 
 
-_ONE_OF_EACH_KIND = """() => {
+_TWO_OF_EACH_KIND = """() => {
     const look = cell => [cell.tagName, cell.className, cell.getAttribute("style"), !cell.textContent.trim()];
     for (const table of document.querySelectorAll("article table")) {
         const count = new Map();
@@ -71,7 +71,7 @@ def test_every_kind_of_page_is_accessible_and_quiet(address, browser, scheme, wi
             drawn = page.eval_on_selector_all(".plot", "plots => plots.map(p => p.querySelectorAll('.point').length)")
             assert len(drawn) >= 5 and all(count >= 6 for count in drawn)
         if width > 1000:
-            page.evaluate(_ONE_OF_EACH_KIND)
+            page.evaluate(_TWO_OF_EACH_KIND)
             # Of all rules that of contrast alone hangs on the scheme.
             only = {"runOnly": ["color-contrast"]} if scheme == "dark" else None
             found = Axe().run(page, options=only).response["violations"]
