@@ -34,11 +34,12 @@ _LABEL = re.compile(r"^(\.L\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 _BRANCH = re.compile(r"\bBRA.*?(\.L\w+)")
 
+_ENTRIES = ("first_entries", "entry_rows", "entry_owners")
+"""Arguments that are None where no list of entries to leave out is given."""
 # Types of pointer arguments that are neither float32 nor of the inputs' dtype.
 _POINTERS = {
     "skip": "*i32",
-    "keys": "*i64",
-    "entry_owners": "*i32",
+    **dict.fromkeys(_ENTRIES, "*i32"),
     "best_out": "*i64",
     "counts_out": "*i32",
     "epsilon": "fp32",
@@ -54,10 +55,20 @@ class Compiled:
     instructions: Counter[str]
     """In the whole program."""
     scores_per_pass: int
-    """Scores of a thread in one pass of the loop over the stream, told by its exponentials; 0 without any."""
+    """Scores of a thread in one pass of the loop over the stream, told by its exponentials, if any; 0 for the
+    kernels that work by rows."""
     issued_per_pass: int
     """Instructions of that pass, inner loops as often as they run."""
     special_per_pass: int
+    copies_per_pass: int
+    """Copies to shared memory, 16 bytes or less each."""
+    has_stream: bool
+    """Whether it goes over a stream of rows, the next of which should be copied while it works on those there."""
+
+    @property
+    def copies_ahead(self) -> int:
+        """Instructions that copy to shared memory without waiting."""
+        return self.instructions["LDGSTS"]
 
     @property
     def spills(self) -> int:
@@ -70,8 +81,9 @@ class Compiled:
         return min(65_536 // registers, 64 // self.num_warps, by_memory)
 
 
-def _read_loop(assembly: str, inner_trips: int) -> tuple[Counter[str], int, int, int]:
-    """(all instructions; exponentials, issued and special-function instructions in the loop over the stream)."""
+def _read_loop(assembly: str, inner_trips: int, tile: int) -> tuple[Counter[str], int, int, int, int]:
+    """(all instructions; in the loop over the stream scores, all issued, special functions and copies) of a thread.
+    `tile`: its scores in a tile, where no exponential tells them; 0: it has none."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
@@ -86,16 +98,30 @@ def _read_loop(assembly: str, inner_trips: int) -> tuple[Counter[str], int, int,
     # Behind the exit are waits that are tried again, and come back into the middle of a loop.
     program_end = max(place for place, opcode in enumerate(opcodes) if opcode == "EXIT")
     loops = [loop for loop in loops if loop[1] <= program_end]
-    with_exponentials = [loop for loop in loops if "MUFU.EX2" in opcodes[slice(*loop)]]
-    instructions = Counter(opcode.split(".")[0] for opcode in opcodes)
-    if not with_exponentials:
-        return instructions, 0, 0, 0
-    start, stop = min(with_exponentials, key=lambda loop: loop[1] - loop[0])
-    # Loops inside go over the columns of a product: they run several times a pass, and hold no exponential.
-    inner = [loop for loop in loops if start <= loop[0] and loop[1] < stop]
-    issued = stop - start + sum((end - begin) * (inner_trips - 1) for begin, end in inner)
-    body = Counter(opcode.split(".")[0] for opcode in opcodes[start:stop])
-    return instructions, opcodes[start:stop].count("MUFU.EX2"), issued, body["MUFU"]
+    names = [opcode.split(".")[0] for opcode in opcodes]
+    length = lambda loop: loop[1] - loop[0]  # noqa: E731
+    exponentials = {loop: opcodes[slice(*loop)].count("MUFU.EX2") for loop in loops}
+    if any(exponentials.values()):
+        start, stop = min((loop for loop, count in exponentials.items() if count), key=length)
+        tile = exponentials[start, stop]
+    elif tile:
+        start, stop = max((loop for loop in loops if _multiplies(names[slice(*loop)])), key=length)
+    else:
+        return Counter(names), 0, 0, 0, 0
+    body = Counter(names[start:stop])
+    special = body["MUFU"]
+    for begin, end in (loop for loop in loops if start <= loop[0] and loop[1] < stop):
+        # Over the columns of a product, several times a pass, or a wait; or over what most tiles have none of: entries
+        # left out, rounds of top-k.
+        inner = names[begin:end]
+        trips = inner_trips if _multiplies(inner) or "SYNCS" in inner else 0
+        for name, count in Counter(inner).items():
+            body[name] += count * (trips - 1)
+    return Counter(names), tile, body.total(), special, body["LDGSTS"]
+
+
+def _multiplies(names: Sequence[str]) -> bool:
+    return any("MMA" in name for name in names)
 
 
 def compile_variant(
@@ -118,22 +144,25 @@ def compile_variant(
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
     trips = -(-width // constants["KC"]) if "KC" in constants else 1  # type: ignore[operator]
-    loop = _read_loop(assembly, trips)
-    return Compiled(int(registers[1]), kernel.metadata.shared, launch.num_warps, *loop)
+    has_stream = "BS" in constants
+    tile = launch.block_owner * launch.block_stream // (32 * launch.num_warps) if has_stream else 0
+    loop = _read_loop(assembly, trips, tile)
+    return Compiled(int(registers[1]), kernel.metadata.shared, launch.num_warps, *loop, has_stream)
 
 
 def fits(compiled: Compiled, architecture: int) -> bool:
-    """No spill, tensor instructions of the architecture, and room for the block."""
+    """No spill, tensor instructions of the architecture, tiles copied ahead, and room for the block."""
     return (
         compiled.spills == 0
         and compiled.instructions[TENSOR_INSTRUCTION[architecture]] > 0
+        and (compiled.copies_ahead > 0 or not compiled.has_stream)
         and compiled.shared_memory <= SHARED_MEMORY[architecture]
     )
 
 
 def has_seen(variant: Variant) -> bool:
     """Whether the kernel takes a list of entries to leave out."""
-    return "keys" in variant.kernel.arg_names
+    return _ENTRIES[0] in variant.kernel.arg_names
 
 
 def _specialise(
@@ -145,7 +174,7 @@ def _specialise(
     constants: dict[str, object] = {**variant.flags, **variant.block_arguments(launch, widths)}
     signature = {}
     for name in arguments:
-        if name in variant.absent or (name in ("keys", "entry_owners") and not seen):
+        if name in variant.absent or (name in _ENTRIES and not seen):
             constants[name] = None
         elif name.endswith("_STRIDE"):
             constants[name] = width if "K" in arguments else content

@@ -85,24 +85,26 @@ def vector(tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def entries(
-    seen: Seen | None, owner_is_user: bool, block_owner: int, block_stream: int, num_stream: int
+    seen: Seen | None, owner_is_user: bool, block_owner: int, block_stream: int, num_owners: int, num_stream: int
 ) -> dict[str, Any]:
-    """Arguments keys, entry_owners, num_keys of a kernel: the entries left out, in the order a program meets them.
+    """Arguments first_entries, entry_rows, entry_owners of a kernel: the entries left out, in the order a program meets
+    them.
 
-    key = tile of owners x (num_stream + block_stream) + row of the stream; a sentinel ends the list. Nothing here
-    waits for the device.
+    Entries first_entries[t] to first_entries[t + 1] belong to tile t of the owners, sorted by the row of the stream;
+    the last of them is a sentinel beyond the stream. Nothing here waits for the device.
     """
     if seen is None:
-        return {"keys": None, "entry_owners": None, "num_keys": 0}
+        return {"first_entries": None, "entry_rows": None, "entry_owners": None}
     offsets, columns = seen
     users = torch.arange(len(offsets) - 1, device=offsets.device)
     users = torch.repeat_interleave(users, offsets.diff(), output_size=len(columns))
     owners, stream = (users, columns) if owner_is_user else (columns, users)
-    keys = owners // block_owner * (num_stream + block_stream) + stream
-    keys, order = keys.sort()
-    sentinel = keys.new_full((1,), torch.iinfo(torch.int64).max)
+    rows_of_tile = num_stream + block_stream
+    begins = torch.arange(triton.cdiv(num_owners, block_owner) + 1, device=offsets.device) * rows_of_tile
+    keys, order = torch.cat([owners // block_owner * rows_of_tile + stream, begins[1:] - 1]).sort()
+    owners = torch.cat([owners % block_owner, begins[1:]])
     return {
-        "keys": torch.cat([keys, sentinel]),
-        "entry_owners": (owners % block_owner).to(torch.int32)[order],
-        "num_keys": len(keys) + 1,
+        "first_entries": torch.searchsorted(keys, begins, out_int32=True),
+        "entry_rows": (keys % rows_of_tile).to(torch.int32),
+        "entry_owners": owners[order].to(torch.int32),
     }

@@ -176,31 +176,35 @@ def kept_of(skipped, first, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
 
 
 @triton.jit
-def first_entry(keys, num_keys, key):
-    """Position of the first of the sorted keys that is not below `key`; the last one is a sentinel."""
-    low = tl.cast(0, tl.int64)
-    high = tl.cast(num_keys - 1, tl.int64)
+def first_entry(first_entries, entry_rows, tile, start):
+    """(position, row of the stream) of the first entry of a tile of owners at or behind row `start`. The last entry of
+    each tile is a sentinel beyond the stream."""
+    low = tl.load(first_entries + tile)
+    high = tl.load(first_entries + tile + 1) - 1
     while low < high:
-        middle = (low + high) // 2
-        if tl.load(keys + middle) < key:
+        middle = low + (high - low) // 2
+        if tl.load(entry_rows + middle) < start:
             low = middle + 1
         else:
             high = middle
-    return low
+    return low, tl.load(entry_rows + low)
 
 
 @triton.jit
-def leave_out(x, keys, owners, entry, first_key, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Sets the entries of this tile to -inf, so that their softplus and sigma are zero; returns x and the next entry.
+def leave_out(x, nothing, entry_rows, entry_owners, entry, entry_row, first, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sets the entries of the tile at row `first` of the stream to `nothing`; returns x, the next entry and its row.
 
-    keys are sorted; key - first_key is the column in the tile, `owners` holds the row.
+    The compiler copies no tile ahead for a loop with a loop in its body, unless that is in a branch; and it lays x out
+    for the product it goes into only where it sees it go there outside of branches: hence the last selection, of which
+    nothing is left in the end. A tile without entries takes one comparison of numbers in registers.
     """
-    key = tl.load(keys + entry)
-    while key < first_key + COLS:
-        row = tl.load(owners + entry)
-        column = (key - first_key).to(tl.int32)
-        hit = (tl.arange(0, ROWS) == row)[:, None] & (tl.arange(0, COLS) == column)[None, :]
-        x = tl.where(hit, float("-inf"), x)
-        entry += 1
-        key = tl.load(keys + entry)
-    return x, entry
+    is_there = entry_row < first + COLS
+    whole = x
+    if is_there:
+        while entry_row < first + COLS:
+            owner = tl.load(entry_owners + entry)
+            hit = (tl.arange(0, ROWS) == owner)[:, None] & (tl.arange(0, COLS) == entry_row - first)[None, :]
+            x = tl.where(hit, nothing, x)
+            entry += 1
+            entry_row = tl.load(entry_rows + entry)
+    return tl.where(is_there, x, whole), entry, entry_row

@@ -6,7 +6,7 @@ BO  owners of a tile    BS  rows of the stream in a tile    KC  columns of one p
 import triton
 import triton.language as tl
 
-from uatmc_kernels.triton._math import first_entry, leave_out, load_rows
+from uatmc_kernels.triton._math import INTERPRETED, first_entry, leave_out, load_rows
 from uatmc_kernels.triton._sweeps import products
 
 # Below every real key; slot c of an empty ranking holds NOTHING + c, so that all slots differ.
@@ -15,15 +15,24 @@ FULL = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
+def _any(flags):
+    """Whether one of [R] flags is set. Not by a reduction of one dimension: where its flags come from tensor memory and
+    a branch hangs on it, Triton 3.7.1 fails. The interpreter knows no `item`."""
+    if INTERPRETED:
+        return tl.max(flags.to(tl.int32), 0) > 0
+    return tl.max(flags.to(tl.int32)[:, None], 0).item() > 0
+
+
+@triton.jit
 def topk(
     users,
     items,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     best_out,
     num_users,
     num_items,
-    num_keys,
     per_split,
     k,
     USER_STRIDE: tl.constexpr,
@@ -49,9 +58,8 @@ def topk(
         whole = load_rows(users, owner, num_users, USER_STRIDE, 0, K, BO, KC)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_items)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_items + BS)
-        entry = first_entry(keys, num_keys, key_of_owner + start)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), start)
     slots = tl.arange(0, KEPT)
     empty = tl.where(slots < k, slots.to(tl.int64) + NOTHING, FULL)
     best = tl.zeros([BO, KEPT], tl.int64) + empty[None, :]
@@ -63,22 +71,20 @@ def topk(
         )  # fmt: skip
         columns = first + tl.arange(0, BS)
         kept = (columns < stop)[None, :] & (rows < num_users)[:, None]
-        if keys is not None:
-            marked, entry = leave_out(
-                tl.zeros([BO, BS], tl.float32), keys, entry_owners, entry, key_of_owner + first, BO, BS
-            )
-            kept = kept & (marked == 0)
         bits = (scores + 0.0).to(tl.int32, bitcast=True)  # + 0.0: no negative zero
         ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         key = (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - columns.to(tl.int64))[None, :]
         key = tl.where(kept, key, NOTHING)
+        if first_entries is not None:
+            key, entry, entry_row = leave_out(key, NOTHING, entry_rows, entry_owners, entry, entry_row, first, BO, BS)
         top = tl.max(key, 1)
-        while tl.max((top > worst).to(tl.int32), 0) > 0:
-            replaced = (best == worst[:, None]) & (top > worst)[:, None]
-            best = tl.where(replaced, top[:, None], best)
-            key = tl.where(key == top[:, None], NOTHING, key)
-            top = tl.max(key, 1)
-            worst = tl.min(best, 1)
+        if _any(top > worst):  # a branch of its own as in `leave_out`
+            while _any(top > worst):
+                replaced = (best == worst[:, None]) & (top > worst)[:, None]
+                best = tl.where(replaced, top[:, None], best)
+                key = tl.where(key == top[:, None], NOTHING, key)
+                top = tl.max(key, 1)
+                worst = tl.min(best, 1)
     out = best_out + (tl.cast(split, tl.int64) * num_users + rows[:, None]) * k + slots[None, :]
     tl.store(out, best, mask=(rows < num_users)[:, None] & (slots < k)[None, :])
 

@@ -36,13 +36,13 @@ def logsumexp(
     stream,
     skip,
     item_offset,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     largest_out,
     sum_out,
     num_owners,
     num_stream,
-    num_keys,
     per_split,
     OWNER_STRIDE: tl.constexpr,
     STREAM_STRIDE: tl.constexpr,
@@ -66,9 +66,8 @@ def logsumexp(
     skipped = tl.load(skip + rows, mask=rows < num_owners, other=-1)[:, None]
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
-        entry = first_entry(keys, num_keys, key_of_owner + start)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), start)
     largest = tl.full([BO], float("-inf"), tl.float32)
     total = tl.zeros([BO], tl.float32)
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
@@ -86,8 +85,10 @@ def logsumexp(
                 if item_offset is not None:
                     scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
                 x = tl.where(kept, scores * LOG2E, float("-inf"))
-                if keys is not None:
-                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                if first_entries is not None:
+                    x, entry, entry_row = leave_out(
+                        x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
+                    )
                 new = tl.maximum(largest, tl.max(x, 1))
                 shift = tl.where(new == float("-inf"), 0.0, new)
                 scale = exp2(largest - shift)
@@ -112,13 +113,13 @@ def softmax_sweep(
     item_offset,
     weights,
     mean_change,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     sums_out,
     gradient_out,
     num_owners,
     num_stream,
-    num_keys,
     per_split,
     OWNER_IS_USER: tl.constexpr,
     WITH_CHANGE: tl.constexpr,
@@ -166,9 +167,8 @@ def softmax_sweep(
             own_offset = tl.load(item_offset + rows, mask=rows < num_owners, other=0.0)[:, None]
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
-        entry = first_entry(keys, num_keys, key_of_owner + start)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), start)
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         sums = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, VO], tl.float32)
@@ -193,8 +193,10 @@ def softmax_sweep(
                     if mean_change is not None:
                         mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
                 x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-                if keys is not None:
-                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                if first_entries is not None:
+                    x, entry, entry_row = leave_out(
+                        x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
+                    )
                 share = exp2(x)
                 if WITH_CHANGE:
                     change, _ = products(

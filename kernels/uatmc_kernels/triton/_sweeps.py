@@ -74,14 +74,14 @@ def sweep(
     positive,
     skip,
     weights,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     loss_out,
     sigma_out,
     gradient_out,
     num_owners,
     num_stream,
-    num_keys,
     per_split,
     OWNER_IS_USER: tl.constexpr,
     WITH_LOSS: tl.constexpr,
@@ -114,9 +114,8 @@ def sweep(
         shift, skipped = load_users(positive, skip, rows, num_owners, 1)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
-        entry = first_entry(keys, num_keys, key_of_owner + start)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), start)
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         loss = tl.zeros([BO], tl.float32)
         sigmas = tl.zeros([BO], tl.float32)
@@ -135,8 +134,10 @@ def sweep(
                     shift, skipped = load_users(positive, skip, columns, stop, 0)
                     kept = rows[:, None] != skipped
                 x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-                if keys is not None:
-                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                if first_entries is not None:
+                    x, entry, entry_row = leave_out(
+                        x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
+                    )
                 if WITH_LOSS:
                     z = exp2(-tl.abs(x))
                     inverse = reciprocal(1.0 + z)
@@ -170,7 +171,8 @@ def atomic_sweep(
     items,
     positive,
     skip,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     loss_out,
     sigma_out,
@@ -178,7 +180,6 @@ def atomic_sweep(
     d_items_out,
     num_users,
     num_items,
-    num_keys,
     USER_STRIDE: tl.constexpr,
     ITEM_STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -199,9 +200,8 @@ def atomic_sweep(
     whole = 0
     if KC >= K:
         whole = load_rows(items, owner, num_items, ITEM_STRIDE, 0, K, BO, KC)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_users + BS)
-        entry = first_entry(keys, num_keys, key_of_owner)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), 0)
     d_items = tl.zeros([BO, KO], tl.float32)
     for first in tl.range(0, num_users, BS, disable_licm=not HOIST):
         scores, tile = products(
@@ -212,8 +212,8 @@ def atomic_sweep(
         shift, skipped = load_users(positive, skip, columns, num_users, 0)
         kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
         x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-        if keys is not None:
-            x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+        if first_entries is not None:
+            x, entry, entry_row = leave_out(x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS)
         z = exp2(-tl.abs(x))
         inverse = reciprocal(1.0 + z)
         sigma = inverse * tl.where(x >= 0, 1.0, z)
@@ -241,13 +241,13 @@ def hvp(
     positive,
     skip,
     tangent_positive,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     hvp_out,
     row_sums_out,
     num_users,
     num_items,
-    num_keys,
     num_tiles,
     tiles_per_program,
     USER_STRIDE: tl.constexpr,
@@ -282,9 +282,8 @@ def hvp(
             whole = load_rows(items, owner, num_items, ITEM_STRIDE, 0, K, BO, KC)
         if DC >= D:
             whole_tangent = load_rows(tangent, owner, num_items, TANGENT_STRIDE, 0, D, BO, DC)
-        if keys is not None:
-            key_of_owner = tl.cast(owner_tile, tl.int64) * (num_users + BS)
-            entry = first_entry(keys, num_keys, key_of_owner)
+        if first_entries is not None:
+            entry, entry_row = first_entry(first_entries, entry_rows, owner_tile, 0)
         result = tl.zeros([BO, DO], tl.float32)
         for first in tl.range(0, num_users, BS, disable_licm=not HOIST):
             scores, _ = products(
@@ -301,8 +300,10 @@ def hvp(
             of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
             kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
             x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-            if keys is not None:
-                x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+            if first_entries is not None:
+                x, entry, entry_row = leave_out(
+                    x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
+                )
             z = exp2(-tl.abs(x))
             inverse = reciprocal(1.0 + z)
             second = (z * inverse) * inverse * (change - of_positive)
@@ -316,6 +317,57 @@ def hvp(
 
 
 @triton.jit
+def products_and_changes(
+    owners,
+    owner_tangent,
+    stream,
+    stream_tangent,
+    whole,
+    whole_tangent,
+    owner,
+    num_owners,
+    first,
+    num_stream,
+    OWNER_STRIDE: tl.constexpr,
+    OWNER_TANGENT_STRIDE: tl.constexpr,
+    STREAM_STRIDE: tl.constexpr,
+    STREAM_TANGENT_STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    BO: tl.constexpr,
+    BS: tl.constexpr,
+    KC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """(owners . stream, owner_tangent . stream + owners . stream_tangent, the tiles of the stream and of its tangent).
+
+    A side without tangent is None. `whole` and `whole_tangent` hold the owners' rows where one product spans K.
+    """
+    scores = tl.zeros([BO, BS], tl.float32)
+    change = tl.zeros([BO, BS], tl.float32)
+    tile, tangent_tile = 0, 0
+    if KC >= K:
+        tile = load_rows(stream, first, num_stream, STREAM_STRIDE, 0, K, BS, KC)
+        scores = dot(whole, tl.trans(tile), scores, PRECISION)
+        if owner_tangent is not None:
+            change = dot(whole_tangent, tl.trans(tile), change, PRECISION)
+        if stream_tangent is not None:
+            tangent_tile = load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, 0, K, BS, KC)
+            change = dot(whole, tl.trans(tangent_tile), change, PRECISION)
+    else:
+        for k in range(0, K, KC):
+            own = load_rows(owners, owner, num_owners, OWNER_STRIDE, k, K, BO, KC)
+            other = tl.trans(load_rows(stream, first, num_stream, STREAM_STRIDE, k, K, BS, KC))
+            scores = dot(own, other, scores, PRECISION)
+            if owner_tangent is not None:
+                part = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, k, K, BO, KC)
+                change = dot(part, other, change, PRECISION)
+            if stream_tangent is not None:
+                part = tl.trans(load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, k, K, BS, KC))
+                change = dot(own, part, change, PRECISION)
+    return scores, change, tile, tangent_tile
+
+
+@triton.jit
 def second_order(
     owners,
     stream,
@@ -325,14 +377,14 @@ def second_order(
     skip,
     weights,
     tangent_positive,
-    keys,
+    first_entries,
+    entry_rows,
     entry_owners,
     gradient_out,
     d_weights_out,
     d_sigma_out,
     num_owners,
     num_stream,
-    num_keys,
     per_split,
     OWNER_IS_USER: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -358,6 +410,11 @@ def second_order(
     split = tl.program_id(1)
     slice_k = tl.program_id(2) * KO
     rows = owner + tl.arange(0, BO)
+    whole, whole_tangent = 0, 0
+    if KC >= K:
+        whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
+        if owner_tangent is not None:
+            whole_tangent = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, 0, K, BO, KC)
     if OWNER_IS_USER:
         of_users = rows < num_owners
         shift, skipped = load_users(positive, skip, rows, num_owners, 1)
@@ -365,9 +422,8 @@ def second_order(
         of_positive = tl.load(tangent_positive + rows, mask=of_users, other=0.0)[:, None]
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
-    if keys is not None:
-        key_of_owner = tl.program_id(0).to(tl.int64) * (num_stream + BS)
-        entry = first_entry(keys, num_keys, key_of_owner + start)
+    if first_entries is not None:
+        entry, entry_row = first_entry(first_entries, entry_rows, tl.program_id(0), start)
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         d_weights = tl.zeros([BO], tl.float32)
         d_sigmas = tl.zeros([BO], tl.float32)
@@ -384,23 +440,16 @@ def second_order(
                     kept = rows[:, None] != skipped
                 else:
                     kept = kept_of(skipped, first, stop, RAGGED, BS)
-                scores = tl.zeros([BO, BS], tl.float32)
-                change = tl.zeros([BO, BS], tl.float32)
-                for k in range(0, K, KC):
-                    own = load_rows(owners, owner, num_owners, OWNER_STRIDE, k, K, BO, KC)
-                    other = tl.trans(load_rows(stream, first, num_stream, STREAM_STRIDE, k, K, BS, KC))
-                    scores = dot(own, other, scores, PRECISION)
-                    if owner_tangent is not None:
-                        part = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, k, K, BO, KC)
-                        change = dot(part, other, change, PRECISION)
-                    if stream_tangent is not None:
-                        part = tl.trans(
-                            load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, k, K, BS, KC)
-                        )
-                        change = dot(own, part, change, PRECISION)
+                scores, change, tile, tangent_tile = products_and_changes(
+                    owners, owner_tangent, stream, stream_tangent, whole, whole_tangent,
+                    owner, num_owners, first, num_stream,
+                    OWNER_STRIDE, OWNER_TANGENT_STRIDE, STREAM_STRIDE, STREAM_TANGENT_STRIDE, K, BO, BS, KC, PRECISION,
+                )  # fmt: skip
                 x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
-                if keys is not None:
-                    x, entry = leave_out(x, keys, entry_owners, entry, key_of_owner + first, BO, BS)
+                if first_entries is not None:
+                    x, entry, entry_row = leave_out(
+                        x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
+                    )
                 z = exp2(-tl.abs(x))
                 inverse = reciprocal(1.0 + z)
                 sigma = inverse * tl.where(x >= 0, 1.0, z)
@@ -409,11 +458,15 @@ def second_order(
                 if OWNER_IS_USER:
                     d_weights += tl.sum(along, 1)
                     d_sigmas += tl.sum(second, 1)
-                other = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
-                gradient = dot(narrow(second, other.dtype), other, gradient, PRECISION)
+                if (KC < K) or (KO < K):
+                    tile = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
+                gradient = dot(narrow(second, tile.dtype), tile, gradient, PRECISION)
                 if stream_tangent is not None:
-                    other = load_rows(stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, slice_k, K, BS, KO)
-                    gradient = dot(narrow(sigma * weight, other.dtype), other, gradient, PRECISION)
+                    if (KC < K) or (KO < K):
+                        tangent_tile = load_rows(
+                            stream_tangent, first, num_stream, STREAM_TANGENT_STRIDE, slice_k, K, BS, KO
+                        )
+                    gradient = dot(narrow(sigma * weight, tile.dtype), tangent_tile, gradient, PRECISION)
         first_out, first_k = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * KO
         end_out = first_out - owner + num_owners
         if OWNER_IS_USER:

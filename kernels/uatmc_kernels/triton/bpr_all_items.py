@@ -55,7 +55,7 @@ def bpr_loss_and_gradients_atomic(
             d_items_out=d_items_NK,
             num_users=num_users,
             num_items=num_items,
-            **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_users),
+            **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_items, num_users),
             USER_STRIDE=users.stride(0),
             ITEM_STRIDE=items.stride(0),
             K=width,
@@ -120,7 +120,9 @@ class _Grid:
             num_stream=self.num_stream,
             per_split=self.per_split,
             **outputs,
-            **entries(scores.seen, self.owner_is_user, self.blocks["BO"], self.blocks["BS"], self.num_stream),
+            **entries(
+                scores.seen, self.owner_is_user, self.blocks["BO"], self.blocks["BS"], self.num_owners, self.num_stream
+            ),
             **arguments,
             OWNER_STRIDE=self.owners.stride(0),
             STREAM_STRIDE=self.stream.stride(0),

@@ -36,7 +36,7 @@ def bpr_all_items_hvp(
         num_items=num_items,
         num_tiles=num_tiles,
         tiles_per_program=tiles_per_program,
-        **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_users),
+        **entries(scores.seen, False, prepared.blocks["BO"], prepared.blocks["BS"], num_items, num_users),
         USER_STRIDE=users.stride(0),
         ITEM_STRIDE=items.stride(0),
         CONTENT_STRIDE=content.stride(0),

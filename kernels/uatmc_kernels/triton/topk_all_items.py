@@ -29,7 +29,7 @@ def topk_all_items(
         num_items=num_items,
         per_split=per_split,
         k=k,
-        **entries(seen, True, prepared.blocks["BO"], prepared.blocks["BS"], num_items),
+        **entries(seen, True, prepared.blocks["BO"], prepared.blocks["BS"], num_users, num_items),
         USER_STRIDE=users.stride(0),
         ITEM_STRIDE=items.stride(0),
         K=width,
