@@ -76,14 +76,14 @@ LIMITS = {
 # the compiled kernels (docs/kernels.md, "What they compile to"), times the slices of their output, each of which is a
 # sweep of its own; a width in between takes the next one.
 H100_INSTRUCTIONS: dict[tuple[Precision, int], tuple[float, float, float]] = {
-    ("bf16", 32): (20.0, 13.4, 22.5),
-    ("bf16", 64): (20.2, 13.7, 22.9),
-    ("bf16", 128): (20.7, 16.1, 24.0),
-    ("bf16", 256): (23.9, 18.0, 31.3),
-    ("fp32", 32): (28.3, 25.2, 40.4),
-    ("fp32", 64): (30.9, 28.5, 44.5),
-    ("fp32", 128): (43.5, 44.8, 51.8),
-    ("fp32", 256): (127.6, 83.1, 102.7),
+    ("bf16", 32): (18.5, 9.2, 20.6),
+    ("bf16", 64): (18.7, 9.5, 21.0),
+    ("bf16", 128): (19.6, 11.9, 21.9),
+    ("bf16", 256): (23.6, 13.5, 30.3),
+    ("fp32", 32): (28.2, 21.0, 39.4),
+    ("fp32", 64): (30.9, 22.2, 43.6),
+    ("fp32", 128): (43.4, 42.4, 52.8),
+    ("fp32", 256): (127.2, 80.4, 103.7),
 }
 
 

@@ -149,30 +149,51 @@ def put_rows(
 
 
 @triton.jit
-def load_users(positive, skip, users, num_users, axis: tl.constexpr):
+def load_each(base, rows, num_rows, axis: tl.constexpr, other: tl.constexpr, RAGGED: tl.constexpr):
+    """A number of each row, expanded along an axis; RAGGED: some rows may lie beyond the last, and get `other`."""
+    if RAGGED:
+        return tl.expand_dims(tl.load(base + rows, mask=rows < num_rows, other=other), axis)
+    return tl.expand_dims(tl.load(base + rows), axis)
+
+
+@triton.jit
+def load_users(positive, skip, users, num_users, axis: tl.constexpr, RAGGED: tl.constexpr):
     """(positive's score in base 2, item left out) of users, expanded along an axis. Beyond the last user the score is
     infinite: all that follows from it is zero."""
-    here = users < num_users
-    shift = tl.expand_dims(tl.load(positive + users, mask=here, other=float("inf")), axis) * LOG2E
-    return shift, tl.expand_dims(tl.load(skip + users, mask=here, other=-1), axis)
+    shift = load_each(positive, users, num_users, axis, float("inf"), RAGGED) * LOG2E
+    return shift, load_each(skip, users, num_users, axis, -1, RAGGED)
 
 
 @triton.jit
-def tiles_of(chunk, stop, RAGGED: tl.constexpr, OWNER_IS_USER: tl.constexpr, BS: tl.constexpr):
-    """(begin, end) of the loop over a chunk's tiles, at most FLUSH rows. Where users are owners it goes over whole
-    tiles, and RAGGED over the last one of the stream, which alone asks which of its columns there are."""
-    edge = tl.minimum(chunk + FLUSH, stop)
-    whole = chunk + (edge - chunk) // BS * BS if OWNER_IS_USER else edge
-    return (whole, edge) if RAGGED else (chunk, whole)
+def tiles_of(chunk, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
+    """(begin, end) of the loop over whole tiles of a chunk; RAGGED: over the last one of the stream, which alone asks
+    which of its columns there are."""
+    whole = chunk + (stop - chunk) // BS * BS
+    return (whole, stop) if RAGGED else (chunk, whole)
 
 
 @triton.jit
-def kept_of(skipped, first, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
-    """What [users, BS] of a tile of items count: not that of the item left out; RAGGED: none beyond the last."""
-    kept = tl.arange(0, BS)[None, :] != skipped - first
+def unless_equal(x, a, b):
+    """x, or -inf where the integers a and b are equal.
+
+    The comparison stands where x is: the compiler would make it before, and keep its results, a bit a score packed and
+    unpacked again, while the product that x comes from is waited for.
+    """
+    if INTERPRETED:
+        return tl.where(a != b, x, float("-inf"))
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, $3; selp.f32 $0, $1, 0fFF800000, p; }",
+        "=f,f,r,r", [x, a, b], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def without_positive(x, skipped, first, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
+    """x [users, BS] of a tile of items, -inf for the item left out; RAGGED: for those beyond the last as well."""
+    x = unless_equal(x, tl.arange(0, BS)[None, :], skipped - first)
     if RAGGED:
-        kept = kept & (first + tl.arange(0, BS) < stop)[None, :]
-    return kept
+        x = tl.where((first + tl.arange(0, BS) < stop)[None, :], x, float("-inf"))
+    return x
 
 
 @triton.jit

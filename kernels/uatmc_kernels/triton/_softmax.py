@@ -17,8 +17,8 @@ from uatmc_kernels.triton._math import (
     dot,
     exp2,
     first_entry,
-    kept_of,
     leave_out,
+    load_each,
     load_rows,
     load_users,
     narrow,
@@ -26,6 +26,8 @@ from uatmc_kernels.triton._math import (
     put,
     put_rows,
     tiles_of,
+    unless_equal,
+    without_positive,
 )
 from uatmc_kernels.triton._sweeps import products
 
@@ -63,7 +65,7 @@ def logsumexp(
     whole = 0
     if KC >= K:
         whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
-    skipped = tl.load(skip + rows, mask=rows < num_owners, other=-1)[:, None]
+    skipped = load_each(skip, rows, num_owners, 1, -1, True)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if first_entries is not None:
@@ -74,17 +76,15 @@ def logsumexp(
         # Long sums in two steps: errors grow with FLUSH / BS + N / FLUSH additions, not with N / BS.
         part = tl.zeros([BO], tl.float32)
         for RAGGED in tl.static_range(2):
-            begin, end = tiles_of(chunk, stop, RAGGED, True, BS)
+            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, _ = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
-                columns = first + tl.arange(0, BS)
-                kept = kept_of(skipped, first, stop, RAGGED, BS)
                 if item_offset is not None:
-                    scores += tl.load(item_offset + columns, mask=columns < stop, other=0.0)[None, :]
-                x = tl.where(kept, scores * LOG2E, float("-inf"))
+                    scores += load_each(item_offset, first + tl.arange(0, BS), stop, 0, 0.0, RAGGED)
+                x = without_positive(scores * LOG2E, skipped, first, stop, RAGGED, BS)
                 if first_entries is not None:
                     x, entry, entry_row = leave_out(
                         x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
@@ -158,13 +158,12 @@ def softmax_sweep(
         if DC >= D:
             whole_change = load_rows(owner_change, owner, num_owners, OWNER_CHANGE_STRIDE, 0, D, BO, DC)
     if OWNER_IS_USER:
-        of_users = rows < num_owners
-        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1, True)
         if mean_change is not None:
-            mean = tl.load(mean_change + rows, mask=of_users, other=0.0)[:, None]
+            mean = load_each(mean_change, rows, num_owners, 1, 0.0, True)
     else:
         if item_offset is not None:
-            own_offset = tl.load(item_offset + rows, mask=rows < num_owners, other=0.0)[:, None]
+            own_offset = load_each(item_offset, rows, num_owners, 1, 0.0, True)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if first_entries is not None:
@@ -172,27 +171,25 @@ def softmax_sweep(
     for chunk in tl.range(start, stop, FLUSH, disable_licm=True):
         sums = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, VO], tl.float32)
-        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+        for RAGGED in tl.static_range(2):
+            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, _ = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
                 columns = first + tl.arange(0, BS)
-                here = columns < stop
                 if OWNER_IS_USER:
-                    kept = kept_of(skipped, first, stop, RAGGED, BS)
                     if item_offset is not None:
-                        scores += tl.load(item_offset + columns, mask=here, other=0.0)[None, :]
+                        scores += load_each(item_offset, columns, stop, 0, 0.0, RAGGED)
+                    x = without_positive(scores * LOG2E - shift, skipped, first, stop, RAGGED, BS)
                 else:
-                    shift, skipped = load_users(positive, skip, columns, stop, 0)
-                    kept = rows[:, None] != skipped
+                    shift, skipped = load_users(positive, skip, columns, stop, 0, RAGGED)
                     if item_offset is not None:
                         scores += own_offset
                     if mean_change is not None:
-                        mean = tl.load(mean_change + columns, mask=here, other=0.0)[None, :]
-                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                        mean = load_each(mean_change, columns, stop, 0, 0.0, RAGGED)
+                    x = unless_equal(scores * LOG2E - shift, rows[:, None], skipped)
                 if first_entries is not None:
                     x, entry, entry_row = leave_out(
                         x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
@@ -210,11 +207,12 @@ def softmax_sweep(
                     sums += tl.sum(share, 1)
                 if values is not None:
                     if weights is not None:
-                        share *= tl.load(weights + columns, mask=here, other=0.0)[None, :]
+                        share *= load_each(weights, columns, stop, 0, 0.0, RAGGED)
                     tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
                     gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
-        first_out, first_v = opaque(split * num_owners + owner), opaque(tl.program_id(2)) * VO
-        end_out = first_out - owner + num_owners
+        first_split = opaque(tl.program_id(1)) * num_owners
+        first_out, first_v = first_split + opaque(tl.program_id(0)) * BO, opaque(tl.program_id(2)) * VO
+        end_out = first_split + num_owners
         if sums_out is not None:
             out = first_out + tl.arange(0, BO)
             put(sums_out + out, sums, out < tl.where(first_v == 0, end_out, 0), ACCUMULATE)

@@ -2,8 +2,8 @@
 
 x_os = owner . stream - positive score, in base 2; users beyond the last have an infinite positive score, so that
 x is -inf and all that follows from it zero. Owners are users or items; every program keeps the sums of its
-owners in registers, so that nothing of size B x N is written and no two programs add to one address. Where users
-are owners, RAGGED is the pass over the last tile of the stream, which alone asks which of its columns there are.
+owners in registers, so that nothing of size B x N is written and no two programs add to one address. RAGGED is the
+pass over the last tile of the stream, which alone asks which of its columns there are.
 disable_licm: what could be computed once before a loop takes registers as long as it runs, and may mean smaller tiles.
 
     BO  owners of a tile             BS  rows of the stream in a tile
@@ -21,8 +21,8 @@ from uatmc_kernels.triton._math import (
     dot,
     exp2,
     first_entry,
-    kept_of,
     leave_out,
+    load_each,
     load_rows,
     load_users,
     narrow,
@@ -33,6 +33,8 @@ from uatmc_kernels.triton._math import (
     sigmoid,
     softplus_sums,
     tiles_of,
+    unless_equal,
+    without_positive,
 )
 
 
@@ -111,7 +113,7 @@ def sweep(
     if KC >= K:
         whole = load_rows(owners, owner, num_owners, OWNER_STRIDE, 0, K, BO, KC)
     if OWNER_IS_USER:
-        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1, True)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if first_entries is not None:
@@ -120,8 +122,8 @@ def sweep(
         loss = tl.zeros([BO], tl.float32)
         sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+        for RAGGED in tl.static_range(2):
+            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, tile = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
@@ -129,11 +131,10 @@ def sweep(
                 )  # fmt: skip
                 columns = first + tl.arange(0, BS)
                 if OWNER_IS_USER:
-                    kept = kept_of(skipped, first, stop, RAGGED, BS)
+                    x = without_positive(scores * LOG2E - shift, skipped, first, stop, RAGGED, BS)
                 else:
-                    shift, skipped = load_users(positive, skip, columns, stop, 0)
-                    kept = rows[:, None] != skipped
-                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                    shift, skipped = load_users(positive, skip, columns, stop, 0, RAGGED)
+                    x = unless_equal(scores * LOG2E - shift, rows[:, None], skipped)
                 if first_entries is not None:
                     x, entry, entry_row = leave_out(
                         x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
@@ -149,7 +150,7 @@ def sweep(
                     sigma = sigmoid(x)
                 if WITH_GRADIENT:
                     if weights is not None:
-                        sigma *= tl.load(weights + columns, mask=columns < stop, other=0.0)[None, :]
+                        sigma *= load_each(weights, columns, stop, 0, 0.0, RAGGED)
                     if (KC < K) or (KO < K):
                         tile = load_rows(stream, first, num_stream, STREAM_STRIDE, slice_k, K, BS, KO)
                     gradient = dot(narrow(sigma, tile.dtype), tile, gradient, PRECISION)
@@ -209,7 +210,7 @@ def atomic_sweep(
             ITEM_STRIDE, USER_STRIDE, K, BO, BS, KC, PRECISION,
         )  # fmt: skip
         columns = first + tl.arange(0, BS)
-        shift, skipped = load_users(positive, skip, columns, num_users, 0)
+        shift, skipped = load_users(positive, skip, columns, num_users, 0, True)
         kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
         x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
         if first_entries is not None:
@@ -295,11 +296,10 @@ def hvp(
                 TANGENT_STRIDE, CONTENT_STRIDE, D, BO, BS, DC, PRECISION,
             )  # fmt: skip
             columns = first + tl.arange(0, BS)
-            here = columns < num_users
-            shift, skipped = load_users(positive, skip, columns, num_users, 0)
-            of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
-            kept = (rows < num_items)[:, None] & (rows[:, None] != skipped)
-            x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+            shift, skipped = load_users(positive, skip, columns, num_users, 0, True)
+            of_positive = load_each(tangent_positive, columns, num_users, 0, 0.0, True)
+            x = unless_equal(scores * LOG2E - shift, rows[:, None], skipped)
+            x = tl.where((rows < num_items)[:, None], x, float("-inf"))
             if first_entries is not None:
                 x, entry, entry_row = leave_out(
                     x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
@@ -416,10 +416,9 @@ def second_order(
         if owner_tangent is not None:
             whole_tangent = load_rows(owner_tangent, owner, num_owners, OWNER_TANGENT_STRIDE, 0, K, BO, KC)
     if OWNER_IS_USER:
-        of_users = rows < num_owners
-        shift, skipped = load_users(positive, skip, rows, num_owners, 1)
-        weight = tl.load(weights + rows, mask=of_users, other=0.0)[:, None]
-        of_positive = tl.load(tangent_positive + rows, mask=of_users, other=0.0)[:, None]
+        shift, skipped = load_users(positive, skip, rows, num_owners, 1, True)
+        weight = load_each(weights, rows, num_owners, 1, 0.0, True)
+        of_positive = load_each(tangent_positive, rows, num_owners, 1, 0.0, True)
     start = split * per_split
     stop = tl.minimum(start + per_split, num_stream)
     if first_entries is not None:
@@ -428,24 +427,26 @@ def second_order(
         d_weights = tl.zeros([BO], tl.float32)
         d_sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
-        for RAGGED in tl.static_range(2 if OWNER_IS_USER else 1):
-            begin, end = tiles_of(chunk, stop, RAGGED, OWNER_IS_USER, BS)
+        # Items have one loop over all tiles: a second one takes registers that are short here.
+        for RAGGED in tl.static_range(0 if OWNER_IS_USER else 1, 2):
+            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
+            if not OWNER_IS_USER:
+                begin = chunk
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 columns = first + tl.arange(0, BS)
-                here = columns < stop
                 if not OWNER_IS_USER:
-                    shift, skipped = load_users(positive, skip, columns, stop, 0)
-                    weight = tl.load(weights + columns, mask=here, other=0.0)[None, :]
-                    of_positive = tl.load(tangent_positive + columns, mask=here, other=0.0)[None, :]
-                    kept = rows[:, None] != skipped
-                else:
-                    kept = kept_of(skipped, first, stop, RAGGED, BS)
+                    shift, skipped = load_users(positive, skip, columns, stop, 0, RAGGED)
+                    weight = load_each(weights, columns, stop, 0, 0.0, RAGGED)
+                    of_positive = load_each(tangent_positive, columns, stop, 0, 0.0, RAGGED)
                 scores, change, tile, tangent_tile = products_and_changes(
                     owners, owner_tangent, stream, stream_tangent, whole, whole_tangent,
                     owner, num_owners, first, num_stream,
                     OWNER_STRIDE, OWNER_TANGENT_STRIDE, STREAM_STRIDE, STREAM_TANGENT_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
-                x = tl.where(kept, scores * LOG2E - shift, float("-inf"))
+                if OWNER_IS_USER:
+                    x = without_positive(scores * LOG2E - shift, skipped, first, stop, RAGGED, BS)
+                else:
+                    x = unless_equal(scores * LOG2E - shift, rows[:, None], skipped)
                 if first_entries is not None:
                     x, entry, entry_row = leave_out(
                         x, float("-inf"), entry_rows, entry_owners, entry, entry_row, first, BO, BS
