@@ -138,10 +138,9 @@ def leanest(case: Case, anew: bool) -> tuple[Case, Launch | None]:
     of_present = None if present is None else cost(case, present)
     if of_present is not None and not anew:
         return case, present
-    costs = {
-        launch: each for launch, each in _costs(case).items() if of_present is None or _is_leaner(each, of_present)
-    }
-    return case, min(costs, key=lambda each: costs[each][0], default=present if of_present is not None else None)
+    if of_present is None:
+        return case, next(iter(_costs(case)), None)
+    return case, next((launch for launch, each in _costs(case).items() if _is_leaner(each, of_present)), present)
 
 
 def _is_leaner(cost: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -152,14 +151,14 @@ def _is_leaner(cost: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def by_cost(case: Case) -> tuple[Case, list[Launch]]:
     """All that fit, the leanest first, of equals the largest tiles."""
-    costs = _costs(case)
-    return case, sorted(costs, key=lambda each: costs[each][0])
+    return case, list(_costs(case))
 
 
 def _costs(case: Case) -> dict[Launch, tuple[float, float]]:
-    """Of all that fit, the largest tiles first."""
-    costs = {launch: cost(case, launch) for launch in candidates(case.variant, case.width, case.dtype)}
-    return {launch: each for launch, each in costs.items() if each is not None}
+    """Of all that fit, the leanest first, of equals the largest tiles."""
+    launches = candidates(case.variant, case.width, case.dtype)
+    fitting = [(launch, each) for launch in launches if (each := cost(case, launch)) is not None]
+    return dict(sorted(fitting, key=lambda pair: pair[1][0]))
 
 
 def fastest(case: Case, fitting: list[Launch]) -> tuple[Case, Launch | None]:
