@@ -57,6 +57,11 @@ _TIMED = 6
 _MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
 
 
+# Fewer owners than columns of the output: on sm_80 each warp then has columns of the tiles to itself, instead of owners,
+# and splits the float32 numbers of these alone.
+_FEW_OWNERS = [(32, 128, 4), (32, 64, 4)]
+
+
 def candidates(variant: str, width: int, dtype: str) -> Iterator[Launch]:
     """What may fit, from what reuses most of a loaded tile to what needs least of everything."""
     for launch in _shapes(variant, width):
@@ -72,9 +77,10 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     products = [size for size in (256, 128, 64, 32) if size <= width]
     if variant in _BY_ROWS:
         shapes = [(128, 0, 8), (64, 0, 4), (64, 0, 8)]
-    elif variant.startswith(("second_order", "softmax_second")):
+    elif variant.startswith(("second_order", "softmax_second", "softmax_hvp")):
         shapes = [(128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 8), (64, 64, 8), (64, 32, 4), (64, 32, 8)]
         shapes += [(128, 16, 8), (64, 16, 4), (64, 16, 8)]  # narrow, so that a program makes all columns of the output
+        shapes += [(32, 128, 8), *_FEW_OWNERS]
     else:
         shapes = [
             (256, 64, 8),
@@ -91,11 +97,12 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
             (128, 16, 8),
             (64, 16, 4),
             (64, 16, 8),
+            *_FEW_OWNERS,
         ]
     for out_k in slices:
         for block_owner, block_stream, num_warps in shapes:
             for block_k in products:
-                for hoist in (True, False) if "HOIST" in VARIANTS[variant].kernel.arg_names else (True,):
+                for hoist in (True, False) if VARIANTS[variant].hoists else (True,):
                     yield Launch(block_owner, block_stream, block_k, out_k, num_warps, 2, hoist)
     for out_k, block_k in ((32, 32), (32, 16), (16, 16)):
         yield Launch(64, 0 if variant in _BY_ROWS else 16, block_k, out_k, 4, 2, hoist=True)
@@ -105,7 +112,7 @@ def cost(case: Case, launch: Launch) -> tuple[float, float] | None:
     """Of a score in all slices of the output, in instructions of a lane: (what keeps a multiprocessor busy, all that it
     issues); 0 where there are no scores, None where the launch does not fit."""
     variant = VARIANTS[case.variant]
-    of_output = case.width // 2 if case.variant == "hvp" else case.width
+    of_output = case.width // 2 if variant.of_content else case.width
     slices = 1 if case.variant in _WITHOUT_SLICES else max(1, of_output // launch.out_k)
     issued, copied = 0.0, 0.0
     for seen in (False, True) if has_seen(variant) else (False,):
@@ -189,7 +196,7 @@ def _runner(case: Case) -> Callable[[], object]:
     skip = torch.randint(num_items, (num_users,), generator=generator, device="cuda")
     scores = ScorePass(users, items, positive, skip, None)
     g, w, rows = normal(num_items * 16, width), normal(width, width), normal(num_items * 16, width)
-    half = items[:, width // 2 :]
+    half, content = items[:, width // 2 :], users[:, width // 2 :]
     return {
         "loss": lambda: kernels.bpr_loss(scores),
         "loss_and_user_gradients": lambda: kernels.bpr_all_items._sweep("loss_and_user_gradients", scores),
@@ -199,9 +206,10 @@ def _runner(case: Case) -> Callable[[], object]:
         "second_order_of_items": lambda: kernels.bpr_second_order(positive, scores, (users, items, positive)),
         "hvp": lambda: kernels.bpr_all_items_hvp(scores, half, positive, slice(width // 2, width)),
         "logsumexp": lambda: kernels.logsumexp(scores),
-        "softmax_of_users": lambda: softmax_sweep("softmax_of_users", scores, items),
-        "softmax_of_items": lambda: softmax_sweep("softmax_of_items", scores, users, positive),
-        "softmax_change": lambda: softmax_sweep("softmax_change", scores, None, None, (users, items)),
+        "softmax_of_users": lambda: softmax_sweep("softmax_of_users", scores),
+        "softmax_of_items": lambda: softmax_sweep("softmax_of_items", scores, weights_B=positive),
+        "softmax_change": lambda: softmax_sweep("softmax_change", scores, change=(users, items)),
+        "softmax_hvp": lambda: softmax_sweep("softmax_hvp", scores, change=(content, half), mean_B=positive),
         "softmax_second_of_users": lambda: softmax_sweep(
             "softmax_second_of_users", scores, items, None, (users, items), positive
         ),

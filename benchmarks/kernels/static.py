@@ -170,7 +170,8 @@ def _specialise(
 ) -> tuple[dict[str, str], dict[str, object]]:
     arguments = variant.kernel.arg_names
     content = width // 2 if "K" in arguments else width
-    widths = {"K": width, "D": content, "M": content, "M_V": content, "M_T": content, "V": width}
+    widths = {"K": width, **dict.fromkeys(("D", "M", "M_V", "M_T"), content)}
+    widths["V"] = content if variant.of_content else width
     constants: dict[str, object] = {**variant.flags, **variant.block_arguments(launch, widths)}
     signature = {}
     for name in arguments:

@@ -107,7 +107,7 @@ def _issued(compiled: Compiled) -> str:
 
 
 def _hoists(case: Case) -> str:
-    if "HOIST" not in VARIANTS[case.variant].kernel.arg_names:
+    if not VARIANTS[case.variant].hoists:
         return "-"
     return "yes" if case.launch.hoist else "no"
 

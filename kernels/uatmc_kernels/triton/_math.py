@@ -166,8 +166,9 @@ def load_users(positive, skip, users, num_users, axis: tl.constexpr, RAGGED: tl.
 
 @triton.jit
 def tiles_of(chunk, stop, RAGGED: tl.constexpr, BS: tl.constexpr):
-    """(begin, end) of the loop over whole tiles of a chunk; RAGGED: over the last one of the stream, which alone asks
-    which of its columns there are."""
+    """(begin, end) of the loop over whole tiles of the chunk that begins there, of a stream that ends at `stop`;
+    RAGGED: over its last one, which alone asks which of its columns there are."""
+    stop = tl.minimum(chunk + FLUSH, stop)
     whole = chunk + (stop - chunk) // BS * BS
     return (whole, stop) if RAGGED else (chunk, whole)
 

@@ -76,7 +76,7 @@ def logsumexp(
         # Long sums in two steps: errors grow with FLUSH / BS + N / FLUSH additions, not with N / BS.
         part = tl.zeros([BO], tl.float32)
         for RAGGED in tl.static_range(2):
-            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
+            begin, end = tiles_of(chunk, stop, RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, _ = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
@@ -123,6 +123,7 @@ def softmax_sweep(
     per_split,
     OWNER_IS_USER: tl.constexpr,
     WITH_CHANGE: tl.constexpr,
+    VALUES_ARE_THERE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     OWNER_STRIDE: tl.constexpr,
     STREAM_STRIDE: tl.constexpr,
@@ -144,6 +145,7 @@ def softmax_sweep(
 
     a = p, or with a change t = owner_change . stream_change: a = p (t - mean_change of the user).
     gradient = (weight of the user . a) . values; without values only sums_out, the sum of a of each owner.
+    VALUES_ARE_THERE: the values are the rows of the stream, of stream_change with a change, whose tile is there.
     Grid (tiles of owners, splits of the stream, slices of the values' columns); outputs as in `_sweeps.sweep`.
     """
     owner = tl.program_id(0) * BO
@@ -172,9 +174,9 @@ def softmax_sweep(
         sums = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, VO], tl.float32)
         for RAGGED in tl.static_range(2):
-            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
+            begin, end = tiles_of(chunk, stop, RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
-                scores, _ = products(
+                scores, tile = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
                     OWNER_STRIDE, STREAM_STRIDE, K, BO, BS, KC, PRECISION,
                 )  # fmt: skip
@@ -196,7 +198,7 @@ def softmax_sweep(
                     )
                 share = exp2(x)
                 if WITH_CHANGE:
-                    change, _ = products(
+                    change, tile = products(
                         owner_change, stream_change, whole_change, owner, num_owners, first, num_stream,
                         OWNER_CHANGE_STRIDE, STREAM_CHANGE_STRIDE, D, BO, BS, DC, PRECISION,
                     )  # fmt: skip
@@ -208,7 +210,8 @@ def softmax_sweep(
                 if values is not None:
                     if weights is not None:
                         share *= load_each(weights, columns, stop, 0, 0.0, RAGGED)
-                    tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
+                    if (not VALUES_ARE_THERE) or (VO < V) or (DC < D if WITH_CHANGE else KC < K):
+                        tile = load_rows(values, first, num_stream, VALUES_STRIDE, slice_v, V, BS, VO)
                     gradient = dot(narrow(share, tile.dtype), tile, gradient, PRECISION)
         first_split = opaque(tl.program_id(1)) * num_owners
         first_out, first_v = first_split + opaque(tl.program_id(0)) * BO, opaque(tl.program_id(2)) * VO

@@ -123,7 +123,7 @@ def sweep(
         sigmas = tl.zeros([BO], tl.float32)
         gradient = tl.zeros([BO, KO], tl.float32)
         for RAGGED in tl.static_range(2):
-            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
+            begin, end = tiles_of(chunk, stop, RAGGED, BS)
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):
                 scores, tile = products(
                     owners, stream, whole, owner, num_owners, first, num_stream,
@@ -429,7 +429,7 @@ def second_order(
         gradient = tl.zeros([BO, KO], tl.float32)
         # Items have one loop over all tiles: a second one takes registers that are short here.
         for RAGGED in tl.static_range(0 if OWNER_IS_USER else 1, 2):
-            begin, end = tiles_of(chunk, tl.minimum(chunk + FLUSH, stop), RAGGED, BS)
+            begin, end = tiles_of(chunk, stop, RAGGED, BS)
             if not OWNER_IS_USER:
                 begin = chunk
             for first in tl.range(begin, end, BS, disable_licm=not HOIST):

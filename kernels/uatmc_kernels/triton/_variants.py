@@ -24,9 +24,16 @@ class Variant:
     flags: dict[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     """Pointer arguments that are None in the compiled form that is reported."""
+    of_content: bool = False
+    """Whether its output has the content's columns alone."""
     float32: str = "bf16x3"
     """How float32 is multiplied: as three products of bfloat16, to 2^-16 of |u| |v| (as PyTorch's "high"), or, where an
     order or a bound hangs on it, of TF32, as exact as PyTorch's default."""
+
+    @property
+    def hoists(self) -> bool:
+        """Whether its launches say if it does."""
+        return "HOIST" in self.kernel.arg_names
 
     def precision(self, dtype: torch.dtype) -> str:
         return self.float32 if dtype == torch.float32 else "ieee"
@@ -74,21 +81,28 @@ VARIANTS = {
             {"OWNER_IS_USER": False, "ACCUMULATE": False},
             ("d_weights_out", "d_sigma_out"),
         ),
-        Variant("hvp", _sweeps.hvp),
+        Variant("hvp", _sweeps.hvp, of_content=True),
         Variant("logsumexp", _softmax.logsumexp),
         *(
             Variant(
                 name,
                 _softmax.softmax_sweep,
-                {"OWNER_IS_USER": of_users, "WITH_CHANGE": with_change, "ACCUMULATE": of_users},
+                {
+                    "OWNER_IS_USER": of_users,
+                    "WITH_CHANGE": with_change,
+                    "VALUES_ARE_THERE": are_there,
+                    "ACCUMULATE": of_users,
+                },
                 absent,
+                of_content=name == "softmax_hvp",
             )
-            for name, of_users, with_change, absent in (
-                ("softmax_of_users", True, False, (*_WITHOUT_CHANGE, "weights", "sums_out")),
-                ("softmax_of_items", False, False, (*_WITHOUT_CHANGE, "sums_out")),
-                ("softmax_change", True, True, ("mean_change", "weights", "values", "gradient_out")),
-                ("softmax_second_of_users", True, True, ("weights", "sums_out")),
-                ("softmax_second_of_items", False, True, ("sums_out",)),
+            for name, of_users, with_change, are_there, absent in (
+                ("softmax_of_users", True, False, True, (*_WITHOUT_CHANGE, "weights", "sums_out")),
+                ("softmax_of_items", False, False, True, (*_WITHOUT_CHANGE, "sums_out")),
+                ("softmax_change", True, True, False, ("mean_change", "weights", "values", "gradient_out")),
+                ("softmax_hvp", False, True, True, ("weights", "sums_out")),
+                ("softmax_second_of_users", True, True, False, ("weights", "sums_out")),
+                ("softmax_second_of_items", False, True, False, ("sums_out",)),
             )
         ),
         Variant("coordinate", _rows.coordinate, float32="tf32x3"),

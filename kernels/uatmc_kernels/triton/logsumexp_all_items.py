@@ -43,9 +43,8 @@ def logsumexp(scores: ScorePass) -> torch.Tensor:
 
 def logsumexp_gradients(scores: ScorePass, weights_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(d_users_BK, d_items_NK) for these weights; `scores` are relative to lse_B."""
-    users_BK, items_NK = scores.users_BK, scores.items_NK
-    _, d_users_BK = sweep("softmax_of_users", scores, items_NK)
-    _, d_items_NK = sweep("softmax_of_items", scores, users_BK, weights_B)
+    _, d_users_BK = sweep("softmax_of_users", scores)
+    _, d_items_NK = sweep("softmax_of_items", scores, weights_B=weights_B)
     return d_users_BK * weights_B.float()[:, None], d_items_NK
 
 
@@ -59,33 +58,38 @@ def logsumexp_second_order(
     sides = [(tangent_users, scores.items_NK), (scores.users_BK, tangent_items)]
     there = [(left, right) for left, right in sides if left is not None and right is not None]
     change = torch.cat([left for left, _ in there], 1), torch.cat([right for _, right in there], 1)
-    mean_B, _ = sweep("softmax_change", scores, None, change=change)
+    mean_B, _ = sweep("softmax_change", scores, change=change)
     _, d_users_BK = sweep("softmax_second_of_users", scores, scores.items_NK, change=change, mean_B=mean_B)
     _, d_items_NK = sweep("softmax_second_of_items", scores, scores.users_BK, weights_B, change, mean_B)
     if tangent_items is not None:
-        d_users_BK += sweep("softmax_of_users", scores, tangent_items)[1]
+        d_users_BK += sweep("softmax_second_of_users", scores, tangent_items)[1]
     if tangent_users is not None:
-        d_items_NK += sweep("softmax_of_items", scores, tangent_users, weights_B)[1]
+        d_items_NK += sweep("softmax_second_of_items", scores, tangent_users, weights_B)[1]
     return mean_B, d_users_BK * weights_B.float()[:, None], d_items_NK
 
 
 def sweep(
     name: str,
     scores: ScorePass,
-    values: torch.Tensor | None,
+    values: torch.Tensor | None = None,
     weights_B: torch.Tensor | None = None,
     change: tuple[torch.Tensor, torch.Tensor] | None = None,
     mean_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums by owner, gradient by owner) of `_softmax.softmax_sweep`; what the variant does not make is empty.
 
-    `values` belong to the stream, `weights_B` and `mean_B` to the users, `change` to (users, items).
+    `values` belong to the stream, `weights_B` and `mean_B` to the users, `change` to (users, items). Variants whose
+    VALUES_ARE_THERE take none.
     """
-    owner_is_user = VARIANTS[name].flags["OWNER_IS_USER"]
+    flags = VARIANTS[name].flags
+    owner_is_user = flags["OWNER_IS_USER"]
     ordered = lambda pair: pair if owner_is_user else pair[::-1]  # noqa: E731
     owners, stream = ordered((as_rows(scores.users_BK), as_rows(scores.items_NK)))
     changes = (None, None) if change is None else ordered(tuple(as_rows(rows) for rows in change))
-    values = None if values is None else as_rows(values)
+    if flags["VALUES_ARE_THERE"]:
+        values = stream if changes[1] is None else changes[1]
+    elif values is not None:
+        values = as_rows(values)
     (num_owners, width), num_stream = owners.shape, len(stream)
     value_width = 0 if values is None else values.shape[1]
     make = lambda *shape: owners.new_zeros(*shape, dtype=torch.float32)  # noqa: E731
@@ -124,7 +128,7 @@ def sweep(
         STREAM_CHANGE_STRIDE=0 if changes[1] is None else changes[1].stride(0),
         VALUES_STRIDE=0 if values is None else values.stride(0),
         **widths,
-        **{**prepared.constants, "ACCUMULATE": accumulate},
+        **{**prepared.constants, "ACCUMULATE": accumulate, "WITH_CHANGE": change is not None},
     )
     empty = owners.new_empty(0, dtype=torch.float32)
     return empty if sums is None else sums.sum(0), empty if gradient is None else gradient.sum(0)

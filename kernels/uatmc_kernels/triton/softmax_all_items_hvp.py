@@ -8,7 +8,7 @@ from uatmc_kernels.triton.logsumexp_all_items import sweep
 
 def softmax_mean_change(scores: ScorePass, tangent_items_Nd: torch.Tensor, columns: slice) -> torch.Tensor:
     content_Bd = scores.users_BK[:, columns]
-    return sweep("softmax_change", scores, None, change=(content_Bd, tangent_items_Nd.to(content_Bd.dtype)))[0]
+    return sweep("softmax_change", scores, change=(content_Bd, tangent_items_Nd.to(content_Bd.dtype)))[0]
 
 
 def softmax_all_items_hvp(
@@ -16,4 +16,4 @@ def softmax_all_items_hvp(
 ) -> torch.Tensor:
     content_Bd = scores.users_BK[:, columns]
     change = content_Bd, tangent_items_Nd.to(content_Bd.dtype)
-    return sweep("softmax_second_of_items", scores, content_Bd, change=change, mean_B=mean_change_B)[1]
+    return sweep("softmax_hvp", scores, change=change, mean_B=mean_change_B)[1]
