@@ -57,7 +57,7 @@ _TIMED = 6
 _MOST_ACCUMULATORS = {"bf16": 176, "fp32": 96}
 
 
-# Fewer owners than columns of the output: on sm_80 each warp then has columns of the tiles to itself, instead of owners,
+# Fewer owners than columns of the output: on sm_80 each warp then has columns of a tile to itself, instead of owners,
 # and splits the float32 numbers of these alone.
 _FEW_OWNERS = [(32, 128, 4), (32, 64, 4)]
 
@@ -80,7 +80,7 @@ def _shapes(variant: str, width: int) -> Iterator[Launch]:
     elif variant.startswith(("second_order", "softmax_second", "softmax_hvp")):
         shapes = [(128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 8), (64, 64, 8), (64, 32, 4), (64, 32, 8)]
         shapes += [(128, 16, 8), (64, 16, 4), (64, 16, 8)]  # narrow, so that a program makes all columns of the output
-        shapes += [(32, 128, 8), *_FEW_OWNERS]
+        shapes += _FEW_OWNERS
     else:
         shapes = [
             (256, 64, 8),
