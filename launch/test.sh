@@ -6,4 +6,5 @@ if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
 export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE # or each of dozens of processes compiles all modules anew
 exec python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --durations 15

@@ -39,16 +39,12 @@ _FORKS.set_forkserver_preload(
         "tests.uncollected",
         *("uatmc_dist.training", "uatmc_dist.cli", "uatmc_dist.evaluation.comparison", "deepspeed", "tensorboard"),
         # What these import when they first need it.
-        *("uatmc_dist.models.linear_fusion", "uatmc_dist.models.mmgcn", "torch.utils.tensorboard", "torch._dynamo"),
-        *(
-            "deepspeed.runtime.zero.muon.muon_optimizer",
-            "distutils.ccompiler",
-            "torch.distributed.optim",
-            "sentence_transformers",
-            "optuna",
-            "sqlalchemy",
-            "jinja2",
-        ),
+        *("uatmc_dist.models.linear_fusion", "uatmc_dist.models.mmgcn", "uatmc_kernels.tiled", "uatmc_dist.embedded"),
+        *("uatmc_dist.content_attacks.suite", "uatmc_dist.evaluation.report.page", "uatmc_dist.tables.accuracy"),
+        *("torch.utils.tensorboard", "torch._dynamo", "torch.distributed.optim", "torch.utils.serialization"),
+        *("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"),
+        *("sentence_transformers", "transformers.models.bert.modeling_bert", "distutils.ccompiler", "pyarrow.dataset"),
+        *("optuna", "sqlalchemy", "jinja2", "rich._emoji_codes"),
     ]
 )
 _DOOR = "UATMC_TESTS_NURSERY"

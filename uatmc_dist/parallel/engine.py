@@ -151,8 +151,8 @@ def _import_deepspeed():  # type: ignore[no-untyped-def]
 
     logger.setLevel(logging.ERROR)
     if not torch.cuda.is_available():
-        # Otherwise a C++ build of the shared-memory collectives runs at start-up. On a GPU it does not, and a look at
-        # the list would probe every op.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Otherwise every op is probed at start-up, with a C compiler, and its shared-memory collectives are built. On a
+        # GPU they are not, and nothing asks for the list.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed
