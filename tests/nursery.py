@@ -43,7 +43,7 @@ _FORKS.set_forkserver_preload(
         *("uatmc_dist.content_attacks.suite", "uatmc_dist.evaluation.report.page", "uatmc_dist.tables.accuracy"),
         *("torch.utils.tensorboard", "torch._dynamo", "torch.distributed.optim", "torch.utils.serialization"),
         *("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer"),
-        *("sentence_transformers", "transformers.models.bert.modeling_bert", "distutils.ccompiler", "pyarrow.dataset"),
+        *("sentence_transformers", "transformers.models.bert.modeling_bert", "pyarrow.dataset"),
         *("optuna", "sqlalchemy", "jinja2", "rich._emoji_codes"),
     ]
 )
