@@ -94,7 +94,7 @@ VARIANTS = {
                     "ACCUMULATE": of_users,
                 },
                 absent,
-                of_content=name == "softmax_hvp",
+                of_content=with_change and are_there,
             )
             for name, of_users, with_change, are_there, absent in (
                 ("softmax_of_users", True, False, True, (*_WITHOUT_CHANGE, "weights", "sums_out")),

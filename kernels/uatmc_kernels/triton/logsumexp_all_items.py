@@ -96,7 +96,7 @@ def sweep(
     if not (num_owners and num_stream):
         return make(num_owners), make(num_owners, value_width)
     widths = {"K": width, "D": width if changes[0] is None else changes[0].shape[1], "V": max(value_width, 1)}
-    prepared = prepare(name, widths, owners)
+    prepared = prepare(name, widths, owners, WITH_CHANGE=change is not None)
     blocks = prepared.blocks
     num_tiles = triton.cdiv(num_owners, blocks["BO"])
     num_slices = triton.cdiv(widths["V"], blocks["VO"]) if values is not None else 1
@@ -128,7 +128,7 @@ def sweep(
         STREAM_CHANGE_STRIDE=0 if changes[1] is None else changes[1].stride(0),
         VALUES_STRIDE=0 if values is None else values.stride(0),
         **widths,
-        **{**prepared.constants, "ACCUMULATE": accumulate, "WITH_CHANGE": change is not None},
+        **{**prepared.constants, "ACCUMULATE": accumulate},
     )
     empty = owners.new_empty(0, dtype=torch.float32)
     return empty if sums is None else sums.sum(0), empty if gradient is None else gradient.sum(0)
